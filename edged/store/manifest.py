@@ -1,0 +1,87 @@
+"""The manifest: everything about a cut model but its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+from pydantic import Field
+
+from edged.documents import Document
+
+FORMAT_VERSION = 1
+
+
+class TensorEntry(Document):
+    """One tensor inside a part; `offset` counts from the part file's first byte."""
+
+    name: str
+    ggml_type: int
+    shape: tuple[int, ...]  # GGUF order: the fastest dimension first
+    offset: int
+    nbytes: int
+
+
+class Part(Document):
+    """One content-addressed file of the store: `layer.007`, `embedding`, `output`, `shared` or `vocab`.
+
+    The file is a GGUF of its own whose tensors keep their original names and begin on page boundaries;
+    equal content gives equal bytes, hence an equal SHA-256, on every machine.
+    """
+
+    name: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    tensors: tuple[TensorEntry, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+class MetadataEntry(Document):
+    """One GGUF key-value pair; `element_type` is set for arrays."""
+
+    key: str
+    value_type: int
+    element_type: int | None = None
+    value: bool | int | float | str | bytes | tuple[bool | int | float | str, ...]
+
+
+class Manifest(Document):
+    """A model cut by layers. `id` is the SHA-256 of its packed form, so it names exactly these weights."""
+
+    format_version: int = FORMAT_VERSION
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}$")
+    architecture: str
+    n_layers: int = Field(ge=1)
+    n_embd: int = Field(ge=1)
+    n_vocab: int = Field(ge=1)
+    n_ctx_train: int = Field(ge=1)
+    kv_bytes_per_token_layer: int = Field(ge=0)  # at f16, the largest of all layers
+    recurrent: bool = False  # has state that cannot be rolled back
+    boundaries: tuple[int, ...]  # layers at which it may be cut; () for a model that runs whole only
+    metadata: tuple[MetadataEntry, ...]  # hyperparameters; the tokenizer is in the part `vocab`
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def id(self) -> str:
+        return hashlib.sha256(self.pack()).hexdigest()
+
+    @cached_property
+    def by_name(self) -> dict[str, Part]:
+        return {part.name: part for part in self.parts}
+
+    def layer(self, index: int) -> Part:
+        return self.by_name[f"layer.{index:03d}"]
+
+    def parts_for(self, first: int, last: int) -> tuple[Part, ...]:
+        """The parts that the window of layers [first, last) needs, the vocabulary aside."""
+        wanted = [self.layer(index) for index in range(first, last)]
+        if first == 0 or (last == self.n_layers and "output" not in self.by_name):
+            wanted.append(self.by_name["embedding"])
+        if last == self.n_layers and "output" in self.by_name:
+            wanted.append(self.by_name["output"])
+        if "shared" in self.by_name:
+            wanted.append(self.by_name["shared"])
+        return tuple(wanted)
