@@ -1,0 +1,34 @@
+"""What the planner knows of a device and of a model: plain numbers, measured elsewhere."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from edged.documents import Document
+
+
+class DeviceProfile(Document):
+    """One device as the planner sees it."""
+
+    device: str  # device id
+    name: str
+    memory_budget: int = Field(ge=0)  # bytes edged may hold: limits, cgroups and --memory respected
+    disk_free: int = Field(ge=0)  # bytes in the store's file system
+    threads: int = Field(ge=1)
+    bandwidth: float = Field(gt=0)  # bytes of weights read per second by a matrix-vector product
+    flops: float = Field(gt=0)  # multiply-adds x 2 per second of a matrix-matrix product
+    system: str = ""  # operating system and processor, for people
+
+
+class ModelProfile(Document):
+    """One model as the planner sees it."""
+
+    model: str  # Manifest.id
+    n_layers: int = Field(ge=1)
+    n_embd: int = Field(ge=1)
+    boundaries: tuple[int, ...]  # layers at which it may be cut; () runs whole only
+    layer_bytes: tuple[int, ...]  # weights per layer
+    embedding_bytes: int
+    output_bytes: int  # what the last window loads besides its layers
+    kv_bytes_per_token_layer: int
+    n_ctx_train: int
