@@ -26,9 +26,14 @@ class ModelProfile(Document):
     model: str  # Manifest.id
     n_layers: int = Field(ge=1)
     n_embd: int = Field(ge=1)
+    n_vocab: int = Field(ge=1)
     boundaries: tuple[int, ...]  # layers at which it may be cut; () runs whole only
     layer_bytes: tuple[int, ...]  # weights per layer
     embedding_bytes: int
     output_bytes: int  # what the last window loads besides its layers
-    kv_bytes_per_token_layer: int
+    kv_bytes_per_token_layer: int  # both K and V, at two bytes per value
     n_ctx_train: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.layer_bytes) + self.output_bytes
