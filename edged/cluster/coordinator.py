@@ -1,0 +1,364 @@
+"""The coordinator: decides which model the ring holds and on which devices, and switches the ring over.
+
+One thread does all of it, in one readable turn: look who is there, plan, and if the plan differs from the
+ring that runs, carry it out under the next epoch. What happens elsewhere (a device came or went, a link
+broke, somebody wants a model) only wakes that thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from queue import SimpleQueue
+from typing import Literal, Protocol
+
+from edged.cluster.assignment import Assignment, Endpoint
+from edged.cluster.member_client import MemberClient
+from edged.cluster.switch import RingMember, switch
+from edged.errors import EdgedError, OverloadedError, PlanError
+from edged.planning.balance import plan_balanced
+from edged.planning.context import with_longest_context
+from edged.planning.plan import ContextOptions, LeftOut, Plan
+from edged.planning.profile import DeviceProfile
+from edged.rpc.messages import Progress
+from edged.store.manifest import Manifest
+from edged.store.model_profile import model_profile
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 0.5  # after a device came: others often come at the same time
+RETRY_S = 5.0  # after a plan could not be made or carried out
+SHUN_S = 30.0  # how long a device that failed to prepare is left out
+
+State = Literal["idle", "planning", "loading", "ready", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another device of the cluster as membership knows it."""
+
+    device: str
+    name: str
+    host: str
+    port: int
+    profile: DeviceProfile
+
+
+class Roster(Protocol):
+    """Who is there now, this device aside."""
+
+    def alive(self) -> list[Peer]: ...
+
+
+class Head(Protocol):
+    """The serving side of this device: it takes a ring and answers requests with it."""
+
+    @property
+    def is_busy(self) -> bool: ...
+    def attach(self, manifest: Manifest, plan: Plan) -> None: ...
+    def detach(self, reason: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RingState:
+    """What the ring is doing, for status and for those who wait."""
+
+    state: State = "idle"
+    problem: str = ""
+    wanted: Manifest | None = None
+    plan: Plan | None = None  # the plan that runs, or ran last
+    epoch: int = 0
+
+
+class Coordinator:
+    """Runs on the device that founded the cluster. `start`, then `ensure` or `load` from any thread."""
+
+    def __init__(
+        self,
+        *,
+        profile: Callable[[], DeviceProfile],
+        port: int,
+        roster: Roster,
+        local: RingMember,
+        dial: Callable[[Peer], MemberClient],
+        head: Head,
+        wish: Callable[[Manifest], ContextOptions],
+        last_epoch: Callable[[], int],
+    ) -> None:
+        self._profile = profile
+        self._port = port
+        self._roster = roster
+        self._local = local
+        self._dial = dial
+        self._head = head
+        self._wish = wish
+        self._last_epoch = last_epoch
+        self._turn = threading.Condition()
+        self._state = RingState()
+        self._due: float | None = None  # monotonic time of the next turn
+        self._broken = False
+        self._closing = False
+        self._shunned: dict[str, tuple[float, str]] = {}  # device -> (until, why)
+        self._watchers: set[SimpleQueue[Progress | None]] = set()
+        self._thread = threading.Thread(target=self._run, name="coordinator")
+
+    # ---- from any thread --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; the ring goes down with the devices' own close."""
+        with self._turn:
+            self._closing = True
+            self._turn.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        for watcher in list(self._watchers):
+            watcher.put(None)
+
+    @property
+    def state(self) -> RingState:
+        return self._state
+
+    def members_changed(self) -> None:
+        """A device came, went, or has other memory now."""
+        self._wake(SETTLE_S)
+
+    def device_returned(self, device: str) -> None:
+        """A device that had failed reports again: it deserves another try."""
+        with self._turn:
+            self._shunned.pop(device, None)
+        self._wake(SETTLE_S)
+
+    def ring_broke(self, epoch: int, why: str) -> None:
+        """A link of the ring went away; ignored if it is not the ring that runs."""
+        with self._turn:
+            runs = self._state.state in ("loading", "ready")
+            if self._closing or self._broken or not runs or epoch != self._state.epoch:
+                return
+            log.warning("the ring broke: %s", why)
+            self._broken = True
+            if self._state.state == "ready":
+                self._state = replace(self._state, state="planning", problem=why)
+        self._wake(0.0)
+
+    def ensure(self, manifest: Manifest) -> None:
+        """Returns when the ring runs `manifest`; raises whatever prevents it."""
+        self._want(manifest)
+        with self._turn:
+            self._turn.wait_for(lambda: self._closing or self._is_settled_for(manifest))
+            self._raise_unless_ready(manifest)
+
+    def load(self, manifest: Manifest) -> Iterator[Progress]:
+        """As `ensure`, telling what is being done meanwhile."""
+        steps: SimpleQueue[Progress | None] = SimpleQueue()
+        with self._turn:
+            self._watchers.add(steps)
+        try:
+            self._want(manifest)
+            while True:
+                with self._turn:
+                    if self._closing or self._is_settled_for(manifest):
+                        break
+                if (step := steps.get()) is not None:
+                    yield step
+            with self._turn:
+                self._raise_unless_ready(manifest)
+        finally:
+            with self._turn:
+                self._watchers.discard(steps)
+
+    def _want(self, manifest: Manifest) -> None:
+        with self._turn:
+            wanted = self._state.wanted
+            if wanted is not None and wanted.id == manifest.id:
+                if self._state.state == "failed":
+                    self._state = replace(self._state, state="planning")
+                    self._wake(0.0)
+                return
+            if wanted is not None and self._head.is_busy:
+                raise OverloadedError(f"{wanted.name} is answering; {manifest.name} can be loaded when it is done")
+            self._state = replace(self._state, state="planning", problem="", wanted=manifest)
+            self._wake(0.0)
+
+    def _is_settled_for(self, manifest: Manifest) -> bool:
+        state = self._state
+        if state.wanted is None or state.wanted.id != manifest.id:
+            return True  # somebody wanted another model since
+        return state.state in ("ready", "failed")
+
+    def _raise_unless_ready(self, manifest: Manifest) -> None:
+        state = self._state
+        if self._closing:
+            raise EdgedError("the daemon is stopping")
+        if state.wanted is None or state.wanted.id != manifest.id:
+            raise OverloadedError(f"another model was loaded instead of {manifest.name}")
+        if state.state == "failed":
+            raise PlanError(state.problem)
+
+    def _wake(self, delay: float) -> None:
+        with self._turn:
+            due = time.monotonic() + delay
+            self._due = due if self._due is None else min(self._due, due)
+            self._turn.notify_all()
+
+    # ---- on the coordinator's own thread ----------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._wait_for_turn():
+            try:
+                self._take_turn()
+            except EdgedError as error:
+                self._fail(error.message)
+            except Exception:
+                log.exception("the coordinator stumbled")
+                self._fail("an internal error; the daemon's log has the details")
+
+    def _wait_for_turn(self) -> bool:
+        with self._turn:
+            while not self._closing:
+                now = time.monotonic()
+                if self._due is not None and self._due <= now:
+                    self._due = None
+                    return True
+                self._turn.wait(None if self._due is None else self._due - now)
+            return False
+
+    def _fail(self, problem: str) -> None:
+        log.warning("no ring: %s", problem)
+        self._head.detach(problem)
+        self._broken = False
+        self._set(state="failed", problem=problem)
+        self._wake(RETRY_S)
+
+    def _take_turn(self) -> None:
+        manifest = self._state.wanted
+        if manifest is None:
+            return
+        if self._broken:
+            self._head.detach(self._state.problem)
+            self._shun_the_silent()
+        peers = self._present()
+        plan = self._plan(manifest, peers)
+        if not self._broken and self._state.state == "ready" and self._is_same_ring(plan):
+            return
+        self._carry_out(plan, manifest, peers)
+
+    def _present(self) -> dict[str, Peer]:
+        now = time.monotonic()
+        self._shunned = {device: entry for device, entry in self._shunned.items() if entry[0] > now}
+        return {peer.device: peer for peer in self._roster.alive() if peer.device not in self._shunned}
+
+    def _shun_the_silent(self) -> None:
+        """After a break: whoever does not answer at once is left out until it reports again."""
+        plan = self._state.plan
+        if plan is None:
+            return
+        for device, peer in self._present().items():
+            if device in plan.devices:
+                client = self._dial(peer)
+                if not client.is_alive():
+                    self._shunned[device] = (time.monotonic() + SHUN_S, f"{peer.name} does not answer")
+                client.close()
+
+    def _plan(self, manifest: Manifest, peers: dict[str, Peer]) -> Plan:
+        me = self._profile()
+        plan = with_longest_context(
+            self._wish(manifest),
+            partial(
+                _plan_with,
+                epoch=max(self._last_epoch(), self._state.epoch) + 1,
+                head=me.device,
+                devices=[me, *(peer.profile for peer in peers.values())],
+                manifest=manifest,
+            ),
+        )
+        shunned = tuple(LeftOut(device=device, reason=why) for device, (_, why) in self._shunned.items())
+        return plan.model_copy(update={"left_out": plan.left_out + shunned})
+
+    def _is_same_ring(self, plan: Plan) -> bool:
+        now = self._state.plan
+        return (
+            now is not None
+            and now.model == plan.model
+            and now.hops == plan.hops
+            and now.context == plan.context
+        )
+
+    def _carry_out(self, plan: Plan, manifest: Manifest, peers: dict[str, Peer]) -> None:
+        log.info("epoch %d: %s", plan.epoch, plan.describe())
+        previous = self._state.plan
+        self._set(state="loading", problem="", epoch=plan.epoch)
+        self._head.detach("the ring is being rearranged")
+        self._broken = False
+        clients = {device: self._dial(peer) for device, peer in peers.items()}
+        try:
+            members: dict[str, RingMember] = {
+                device: clients[device] if device in clients else self._local for device in plan.devices
+            }
+            failed = switch(self._assignment(plan, manifest, peers), members, self._tell)
+            self._release_others(previous, plan, clients)
+        finally:
+            for client in clients.values():
+                client.close()
+        if plan.head in failed:
+            raise failed[plan.head]
+        if failed:
+            for device, error in failed.items():
+                log.warning("%s could not take part: %s", peers[device].name, error.message)
+                self._shunned[device] = (time.monotonic() + SHUN_S, error.message)
+            self._wake(0.0)
+            return
+        self._head.attach(manifest, plan)
+        self._set(state="ready", plan=plan)
+        if self._shunned:  # the ring runs without them; they get another chance later
+            self._wake(SHUN_S)
+
+    def _assignment(self, plan: Plan, manifest: Manifest, peers: dict[str, Peer]) -> Assignment:
+        me = self._profile()
+        return Assignment(
+            plan=plan,
+            manifest=manifest.pack(),
+            endpoints=(
+                Endpoint(device=me.device, name=me.name, host="", port=self._port),
+                *(
+                    Endpoint(device=peer.device, name=peer.name, host=peer.host, port=peer.port)
+                    for peer in peers.values()
+                ),
+            ),
+            sources=(plan.head, *peers),
+        )
+
+    def _release_others(self, previous: Plan | None, plan: Plan, clients: dict[str, MemberClient]) -> None:
+        """Devices that were in the last ring and are not in this one may free their memory."""
+        for device in set(previous.devices if previous else ()) - set(plan.devices):
+            if device in clients:
+                try:
+                    clients[device].release(plan.epoch - 1)
+                except EdgedError as error:
+                    log.info("%s was not told to free its layers: %s", device, error.message)
+
+    def _tell(self, step: Progress) -> None:
+        with self._turn:
+            for watcher in self._watchers:
+                watcher.put(step)
+
+    def _set(self, **changes: object) -> None:
+        with self._turn:
+            self._state = replace(self._state, **changes)  # type: ignore[arg-type]
+            for watcher in self._watchers:
+                watcher.put(None)
+            self._turn.notify_all()
+
+
+def _plan_with(
+    context: ContextOptions, *, epoch: int, head: str, devices: list[DeviceProfile], manifest: Manifest
+) -> Plan:
+    return plan_balanced(
+        epoch=epoch, head=head, devices=devices, model=model_profile(manifest), context=context
+    )

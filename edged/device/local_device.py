@@ -1,0 +1,46 @@
+"""This device as the planner should see it: measured once for speed, read anew for memory and disk."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+import psutil
+
+from edged.backend.native import Speed
+from edged.device.cgroup import tightest_limit
+from edged.planning.profile import DeviceProfile
+
+KEEP_FREE = 0.1  # of the memory that is free now: other programs live here too
+RUNTIME_BYTES = 192 * 2**20  # the daemon itself: interpreter, gRPC, buffers
+
+
+def memory_budget(cap: int | None, held: int) -> int:
+    """Bytes edged may hold in layers and caches: what is free now and what it holds already, within limits.
+
+    cap: the user's own limit (--memory), None for none.  held: bytes of windows loaded at this moment.
+    """
+    free = psutil.virtual_memory().available
+    if (cgroup := tightest_limit()) is not None:
+        free = min(free, cgroup.available)
+    budget = int(free * (1 - KEEP_FREE)) + held
+    if cap is not None:
+        budget = min(budget, cap)
+    return max(0, budget - RUNTIME_BYTES)
+
+
+def profile(
+    *, device: str, name: str, home: Path, threads: int, speed: Speed, cap: int | None, held: int
+) -> DeviceProfile:
+    """The profile to plan with; `speed` was measured at the start of the daemon."""
+    return DeviceProfile(
+        device=device,
+        name=name,
+        memory_budget=memory_budget(cap, held),
+        disk_free=shutil.disk_usage(home).free,
+        threads=threads,
+        bandwidth=speed.bandwidth,
+        flops=speed.flops,
+        system=f"{platform.system()} {platform.machine()}, {psutil.cpu_count(logical=False) or 1} cores",
+    )

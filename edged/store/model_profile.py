@@ -1,0 +1,26 @@
+"""A cut model as the planner sees it."""
+
+from __future__ import annotations
+
+from edged.planning.profile import ModelProfile
+from edged.store.manifest import Manifest
+
+
+def model_profile(manifest: Manifest) -> ModelProfile:
+    """Bytes per layer, per input and per output side of `manifest`."""
+    parts = manifest.by_name
+    embedding = parts["embedding"].weight_bytes
+    output = parts["output"].weight_bytes if "output" in parts else 0
+    tied = not any(entry.name == "output.weight" for part in manifest.parts for entry in part.tensors)
+    return ModelProfile(
+        model=manifest.id,
+        n_layers=manifest.n_layers,
+        n_embd=manifest.n_embd,
+        n_vocab=manifest.n_vocab,
+        boundaries=manifest.boundaries,
+        layer_bytes=tuple(manifest.layer(index).weight_bytes for index in range(manifest.n_layers)),
+        embedding_bytes=embedding,
+        output_bytes=output + (embedding if tied else 0),
+        kv_bytes_per_token_layer=manifest.kv_bytes_per_token_layer,
+        n_ctx_train=manifest.n_ctx_train,
+    )
