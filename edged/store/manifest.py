@@ -61,6 +61,7 @@ class Manifest(Document):
     kv_bytes_per_token_layer: int = Field(ge=0)  # at f16, the largest of all layers
     recurrent: bool = False  # has state that cannot be rolled back
     boundaries: tuple[int, ...]  # layers at which it may be cut; () for a model that runs whole only
+    whole_because: str = ""  # why there are no boundaries, for a person
     metadata: tuple[MetadataEntry, ...]  # hyperparameters; the tokenizer is in the part `vocab`
     parts: tuple[Part, ...]
 
@@ -75,13 +76,31 @@ class Manifest(Document):
     def layer(self, index: int) -> Part:
         return self.by_name[f"layer.{index:03d}"]
 
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the embedding table is the output matrix as well."""
+        output = self.by_name.get("output")
+        return output is None or all(tensor.name != "output.weight" for tensor in output.tensors)
+
+    @property
+    def vocabulary(self) -> Part:
+        """A GGUF with the tokenizer, the chat template and all other metadata, and no tensors."""
+        return self.by_name["vocab"]
+
     def parts_for(self, first: int, last: int) -> tuple[Part, ...]:
-        """The parts that the window of layers [first, last) needs, the vocabulary aside."""
+        """The parts that the window of layers [first, last) needs.
+
+        The vocabulary is among them only for a whole model, which libllama itself feeds with tokens; the
+        head of a ring needs `vocabulary` besides.
+        """
+        ends = last == self.n_layers
         wanted = [self.layer(index) for index in range(first, last)]
-        if first == 0 or (last == self.n_layers and "output" not in self.by_name):
+        if first == 0 or (ends and self.tied):
             wanted.append(self.by_name["embedding"])
-        if last == self.n_layers and "output" in self.by_name:
+        if ends and "output" in self.by_name:
             wanted.append(self.by_name["output"])
         if "shared" in self.by_name:
             wanted.append(self.by_name["shared"])
+        if first == 0 and ends and "vocab" in self.by_name:
+            wanted.append(self.vocabulary)
         return tuple(wanted)

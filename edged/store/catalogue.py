@@ -1,0 +1,237 @@
+"""The store on disk: which models are known here, and which of their parts are held.
+
+HOME/store/models/<id>.manifest    a model that is known here, with all of its parts or some or none
+HOME/store/parts/<sha256>.gguf     a part, named by its content
+HOME/store/scratch/                files being written or fetched
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from edged.errors import DamagedPartError, EdgedError, MissingPartError, StoreError, UnknownModelError
+from edged.store.manifest import Manifest, Part
+from edged.store.part_file import PartFile, clean_scratch, disk_errors
+from edged.store.store_lock import StoreLock
+
+log = logging.getLogger(__name__)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHORTEST_ID = 8  # characters of a model's id that are taken for it
+
+
+class Catalogue:
+    """The store of one home directory. Safe with several threads and several processes."""
+
+    def __init__(self, home: Path) -> None:
+        """Open the store, making it if need be. Raises StoreError where it cannot be written."""
+        self.home = home
+        root = home / "store"
+        self._models = root / "models"
+        self._parts = root / "parts"
+        self.scratch = root / "scratch"
+        with disk_errors(home, 0):
+            for directory in (self._models, self._parts, self.scratch):
+                directory.mkdir(parents=True, exist_ok=True)
+            self.lock = StoreLock(root / "lock")
+            with self.lock:
+                clean_scratch(self.scratch)
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._read: dict[Path, tuple[int, Manifest]] = {}
+
+    # ---- models
+
+    def models(self) -> tuple[Manifest, ...]:
+        """Every model known here, by name."""
+        found = []
+        for path in self._models.glob("*.manifest"):
+            try:
+                found.append(self._manifest(path))
+            except FileNotFoundError:  # removed by another process a moment ago
+                continue
+            except (EdgedError, OSError) as error:
+                log.warning("ignoring the unreadable manifest %s: %s", path, error)
+        return tuple(sorted(found, key=lambda manifest: (manifest.name.casefold(), manifest.id)))
+
+    def find(self, name: str) -> Manifest:
+        """The model of this name, or of a name or id that begins so, if only one does.
+
+        Raises UnknownModelError, which lists what there is.
+        """
+        known = self.models()
+        exact = [model for model in known if name in (model.name, model.id)]
+        if exact:
+            return exact[0]
+        wanted = name.casefold()
+        fitting = [model for model in known if wanted and model.name.casefold().startswith(wanted)]
+        if not fitting and len(name) >= _SHORTEST_ID:
+            fitting = [model for model in known if model.id.startswith(wanted)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            choices = ", ".join(model.name for model in fitting)
+            raise UnknownModelError(
+                f"several models begin with {name!r}: {choices}; name one of them in full"
+            )
+        if not known:
+            raise UnknownModelError(
+                f"there is no model {name!r}, nor any other; bring one with `edged import` or `edged pull`"
+            )
+        choices = ", ".join(model.name for model in known)
+        raise UnknownModelError(f"there is no model {name!r}; there is: {choices}")
+
+    def get(self, model_id: str) -> Manifest | None:
+        """The model of exactly this id, if it is known here."""
+        if not _SHA256.fullmatch(model_id):
+            return None
+        try:
+            return self._manifest(self._models / f"{model_id}.manifest")
+        except (EdgedError, OSError):
+            return None
+
+    def created(self, manifest: Manifest) -> int:
+        """When the model came here, in Unix seconds; 0 if it is not known here."""
+        try:
+            return int(self._manifest_path(manifest).stat().st_mtime)
+        except FileNotFoundError:
+            return 0
+
+    def add(self, manifest: Manifest, replace: bool = False) -> None:
+        """Make a model known. Raises StoreError if another has its name, unless it may be replaced."""
+        with self.lock:
+            for other in self.models():
+                if other.name == manifest.name and other.id != manifest.id:
+                    if not replace:
+                        raise StoreError(
+                            f"there is another model called {manifest.name} already; remove it with "
+                            f"`edged rm {manifest.name}` or import under another name"
+                        )
+                    self._forget(other, keep={part.sha256 for part in manifest.parts})
+            target = self._manifest_path(manifest)
+            body = manifest.pack()
+            with disk_errors(self._models, len(body)), PartFile(self.scratch) as file:
+                file.write(body)
+                file.finish()
+                file.move_to(target)
+
+    def remove(self, name: str) -> int:
+        """Forget a model and drop its parts, save those that another model shares; bytes made free."""
+        with self.lock:
+            return self._forget(self.find(name))
+
+    # ---- parts
+
+    def has(self, sha256: str) -> bool:
+        """Whether the part is here whole (its content unchecked, see `verify`)."""
+        return bool(_SHA256.fullmatch(sha256)) and self._part_path(sha256).is_file()
+
+    def path(self, sha256: str) -> Path:
+        """Where the part is. Raises MissingPartError."""
+        if not self.has(sha256):
+            raise MissingPartError(f"the part {sha256[:12]} is not on this device")
+        return self._part_path(sha256)
+
+    def missing(self, parts: Iterable[Part]) -> tuple[Part, ...]:
+        return tuple(part for part in parts if not self.has(part.sha256))
+
+    def held(self, manifest: Manifest) -> int:
+        """Bytes of the model's parts on this device."""
+        return sum(
+            part.size
+            for part in {part.sha256: part for part in manifest.parts}.values()
+            if self.has(part.sha256)
+        )
+
+    def verify(self, part: Part) -> Path:
+        """Check a part's bytes, once per process unless the file changes, and say where it is.
+
+        A damaged part is removed, so that it is fetched anew: DamagedPartError. MissingPartError if absent.
+        """
+        path = self.path(part.sha256)
+        try:
+            with path.open("rb") as file:
+                status = path.stat()
+                state = (status.st_size, status.st_mtime_ns, status.st_ino)
+                if self._verified.get(part.sha256) == state:
+                    return path
+                good = status.st_size == part.size
+                good = good and hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
+        except OSError as error:
+            raise StoreError(
+                f"cannot read the part {part.name} at {path}: {error.strerror or error}"
+            ) from None
+        if not good:
+            path.unlink(missing_ok=True)
+            raise DamagedPartError(
+                f"the part {part.name} on this device was damaged and is removed; it has to be fetched again"
+            )
+        self._verified[part.sha256] = state
+        return path
+
+    def new_part(self) -> PartFile:
+        """A scratch file for a part; give it to `adopt`, and close it in any case."""
+        with self.lock:
+            return PartFile(self.scratch)
+
+    def adopt(self, file: PartFile) -> str:
+        """Take a finished scratch file into the store; its SHA-256. One that is here already is kept."""
+        sha256 = file.finish()
+        with self.lock:
+            if not self.has(sha256):
+                file.move_to(self._part_path(sha256))
+        return sha256
+
+    def adopt_path(self, path: Path, sha256: str) -> None:
+        """Take a file that was checked to have this hash into the store; it is moved."""
+        with self.lock:
+            path.replace(self._part_path(sha256))
+
+    def keep_only(self, manifest: Manifest, parts: Collection[Part]) -> int:
+        """Drop the model's other parts, save those that another model shares; bytes made free."""
+        with self.lock:
+            return self._drop(manifest, keep={part.sha256 for part in parts})
+
+    def drop_unused(self, shas: Collection[str]) -> None:
+        """Remove these parts where no known model has them: what a refused import has written."""
+        with self.lock:
+            used = {part.sha256 for model in self.models() for part in model.parts}
+            for sha256 in set(shas) - used:
+                self._part_path(sha256).unlink(missing_ok=True)
+
+    # ---- inside; the lock is held where something is removed
+
+    def _forget(self, manifest: Manifest, keep: Collection[str] = ()) -> int:
+        self._manifest_path(manifest).unlink(missing_ok=True)
+        return self._drop(manifest, keep)
+
+    def _drop(self, manifest: Manifest, keep: Collection[str]) -> int:
+        shared = {part.sha256 for model in self.models() if model.id != manifest.id for part in model.parts}
+        freed = 0
+        for part in manifest.parts:
+            if part.sha256 not in shared and part.sha256 not in keep:
+                with contextlib.suppress(FileNotFoundError):
+                    self._part_path(part.sha256).unlink()
+                    freed += part.size
+        return freed
+
+    def _manifest(self, path: Path) -> Manifest:
+        changed = path.stat().st_mtime_ns
+        known = self._read.get(path)
+        if known is not None and known[0] == changed:
+            return known[1]
+        manifest = Manifest.unpack(path.read_bytes())
+        if path.stem != manifest.id:
+            raise StoreError("its content is not what its name says")
+        self._read[path] = (changed, manifest)
+        return manifest
+
+    def _manifest_path(self, manifest: Manifest) -> Path:
+        return self._models / f"{manifest.id}.manifest"
+
+    def _part_path(self, sha256: str) -> Path:
+        return self._parts / f"{sha256}.gguf"
