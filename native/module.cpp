@@ -1,6 +1,188 @@
+// The Python face of the native part. Long calls release the interpreter lock.
 #include <llama.h>
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "devices.hpp"
+#include "error.hpp"
+#include "ggml_types.hpp"
+#include "llama_log.hpp"
+#include "measure.hpp"
+#include "window.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using edged::WindowFailure;
+using Array = nb::ndarray<nb::ro, nb::device::cpu>;
+using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using SegmentTuple = std::tuple<uint64_t, uint64_t, std::optional<std::string>, uint64_t>;
+using EmbeddingTuple = std::tuple<std::string, uint64_t, int, int64_t, int64_t>;
+
+template <typename T>
+std::span<const T> view(const Array& array, const char* name, const char* expected, size_t n_dims) {
+    bool fits = array.dtype() == nb::dtype<T>() && array.ndim() == n_dims;
+    int64_t stride = 1;
+    for (size_t axis = array.ndim(); fits && axis-- > 0;) {
+        fits = array.shape(axis) <= 1 || array.stride(axis) == stride;
+        stride *= static_cast<int64_t>(array.shape(axis));
+    }
+    if (!fits) throw WindowFailure(std::string(name) + " must be a contiguous array of " + expected);
+    return {static_cast<const T*>(array.data()), array.size()};
+}
+
+edged::BatchView batch_view(const Array& seq_ids, const Array& positions, const Array& outputs) {
+    return {view<int32_t>(seq_ids, "seq_ids", "int32, one per token", 1),
+            view<int32_t>(positions, "positions", "int32, one per token", 1),
+            view<bool>(outputs, "outputs", "bool, one per token", 1)};
+}
+
+Matrix to_numpy(edged::Rows rows) {
+    float* data = rows.data.release();
+    const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    return Matrix(data, {static_cast<size_t>(rows.n_rows), static_cast<size_t>(rows.width)}, owner);
+}
+
+using RunMethod = edged::Rows (edged::Window::*)(const edged::BatchView&, std::span<const int32_t>,
+                                                 std::span<const float>);
+
+template <RunMethod method>
+Matrix run(edged::Window& window, const Array& seq_ids, const Array& positions, const Array& outputs,
+           const Array& inputs) {
+    const edged::BatchView batch = batch_view(seq_ids, positions, outputs);
+    std::span<const int32_t> tokens;
+    std::span<const float> hidden;
+    if (window.takes_tokens()) {
+        tokens = view<int32_t>(inputs, "inputs", "int32, one token id per row", 1);
+    } else {
+        hidden = view<float>(inputs, "inputs", "float32, one hidden state per row", 2);
+        if (inputs.shape(0) != batch.size()) throw WindowFailure("a batch needs one hidden state per row");
+    }
+    edged::Rows rows;
+    {
+        const nb::gil_scoped_release unlocked;
+        rows = (window.*method)(batch, tokens, hidden);
+    }
+    return to_numpy(std::move(rows));
+}
+
+void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_vocab, const nb::bytes& header,
+          const std::vector<SegmentTuple>& segments, const std::optional<EmbeddingTuple>& embedding,
+          const std::optional<std::string>& capture, int64_t n_ctx, int64_t n_seq_max, int64_t n_ubatch,
+          int64_t n_threads, const std::string& kv_type, const std::string& flash_attention, int64_t n_gpu_layers,
+          const nb::object& progress) {
+    edged::WindowSource source{first,   last, n_embd, n_vocab, std::string(header.c_str(), header.size()), {},
+                               std::nullopt, capture};
+    for (const auto& [offset, length, path, file_offset] : segments) {
+        source.segments.push_back({offset, length, path.value_or(""), file_offset});
+    }
+    if (embedding) {
+        const auto& [path, file_offset, type, columns, rows] = *embedding;
+        source.embedding = edged::EmbeddingTable{path, file_offset, type, columns, rows};
+    }
+    const edged::WindowOptions options{n_ctx,     n_seq_max, n_ubatch,        n_threads,
+                                       n_threads, kv_type,   flash_attention, n_gpu_layers};
+
+    // An exception in the callback ends the load and is raised once llama.cpp has cleaned up.
+    std::optional<nb::python_error> raised;
+    edged::Progress report;
+    if (!progress.is_none()) {
+        report = [&](float done) {
+            const nb::gil_scoped_acquire locked;
+            try {
+                progress(done);
+                return true;
+            } catch (nb::python_error& error) {
+                raised.emplace(std::move(error));
+                return false;
+            }
+        };
+    }
+    try {
+        const nb::gil_scoped_release unlocked;
+        new (window) edged::Window(std::move(source), options, report);
+    } catch (const WindowFailure&) {
+        if (raised) throw std::move(*raised);
+        throw;
+    }
+}
+
+// Raised as edged.errors.WindowError, so that one tree of exceptions serves both languages.
+void translate(const std::exception_ptr& thrown, void* /*unused*/) {
+    try {
+        std::rethrow_exception(thrown);
+    } catch (const WindowFailure& failure) {
+        const nb::object type = nb::module_::import_("edged.errors").attr("WindowError");
+        PyErr_SetObject(type.ptr(), nb::str(failure.what()).ptr());
+    }
+}
+
+}  // namespace
 
 NB_MODULE(_native, m) {
-    m.def("llama_version", [] { return llama_version(); });
+    nb::register_exception_translator(translate);
+    const nb::call_guard<nb::gil_scoped_release> unlocked;
+
+    nb::class_<edged::Window>(m, "Window")
+        .def("__init__", load, "first"_a, "last"_a, "n_embd"_a, "n_vocab"_a, "header"_a, "segments"_a,
+             "embedding"_a.none(), "capture"_a.none(), nb::kw_only(), "n_ctx"_a, "n_seq_max"_a, "n_ubatch"_a,
+             "n_threads"_a, "kv_type"_a, "flash_attention"_a, "n_gpu_layers"_a, "progress"_a.none())
+        .def_prop_ro("first", &edged::Window::first)
+        .def_prop_ro("last", &edged::Window::last)
+        .def_prop_ro("width", &edged::Window::width)
+        .def_prop_ro("memory",
+                     [](const edged::Window& window) {
+                         const edged::BufferBytes bytes = window.memory();
+                         return std::make_tuple(bytes.weights, bytes.state, bytes.compute);
+                     })
+        .def("run", run<&edged::Window::run>, "seq_ids"_a.noconvert(), "positions"_a.noconvert(),
+             "outputs"_a.noconvert(), "inputs"_a.noconvert())
+        .def("run_last", run<&edged::Window::run_last>, "seq_ids"_a.noconvert(), "positions"_a.noconvert(),
+             "outputs"_a.noconvert(), "inputs"_a.noconvert())
+        .def("remove", &edged::Window::remove, "seq"_a, "p0"_a, "p1"_a, unlocked)
+        .def("copy", &edged::Window::copy, "seq"_a, "target"_a, unlocked)
+        .def("keep", &edged::Window::keep, "seq"_a, unlocked)
+        .def("clear", &edged::Window::clear, unlocked)
+        .def("cancel", &edged::Window::cancel)
+        .def("close", &edged::Window::close, unlocked);
+
+    m.def("drain_log", edged::drain_log, "llama.cpp's log lines since the last call: (level, text).");
+    m.def("llama_version", [] { return std::string(llama_version()); });
+    m.def("system_info", edged::system_info, "One line: what ggml was built for.");
+    m.def(
+        "tensor_types",
+        [] {
+            std::vector<std::tuple<int, std::string, int64_t, uint64_t>> table;
+            for (const edged::TypeLayout& type : edged::all_types()) {
+                table.emplace_back(type.id, type.name, type.block_size, type.block_bytes);
+            }
+            return table;
+        },
+        "Every tensor type that ggml knows: (id, name, values per block, bytes per block).");
+    m.def(
+        "devices",
+        [] {
+            std::vector<std::tuple<std::string, std::string, std::string, uint64_t, uint64_t>> list;
+            for (const edged::DeviceInfo& device : edged::devices()) {
+                list.emplace_back(device.name, device.description, device.kind, device.memory_free,
+                                  device.memory_total);
+            }
+            return list;
+        },
+        "What ggml can compute on: (name, description, kind, free bytes, total bytes).");
+    m.def(
+        "measure",
+        [](int64_t n_threads, int64_t milliseconds) {
+            const edged::Speed speed = edged::measure(n_threads, milliseconds);
+            return std::make_pair(speed.bandwidth, speed.flops);
+        },
+        "n_threads"_a, "milliseconds"_a, unlocked,
+        "(bytes of weights per second of a matrix-vector product, flops of a matrix-matrix product).");
 }

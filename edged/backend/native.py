@@ -1,0 +1,136 @@
+"""The window as llama.cpp runs it: `NativeWindow` over the compiled module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edged.backend import _native
+from edged.backend.source import WindowSource
+from edged.backend.window import Batch, Hidden, KvOp, Logits, Tokens, WindowMemory
+from edged.errors import WindowError
+from edged.planning.plan import ContextOptions
+
+_log = logging.getLogger("edged.llama")
+
+
+def _pass_on_log() -> None:
+    """llama.cpp's lines go to the log at debug level: what a user must know is in the exception."""
+    for _level, text in _native.drain_log():
+        _log.debug("%s", text)
+
+
+def load_window(
+    source: WindowSource,
+    context: ContextOptions,
+    n_threads: int,
+    n_gpu_layers: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> NativeWindow:
+    """Loads a window into memory. `n_gpu_layers` of its layers, the last ones, go to a ggml GPU backend.
+
+    `progress` is called from this thread with the share done, 0.0 to 1.0; an exception in it ends the
+    load and is raised. Raises WindowError.
+    """
+    table = source.embedding
+    try:
+        window = _native.Window(
+            source.first,
+            source.last,
+            source.n_embd,
+            source.n_vocab,
+            source.header,
+            [
+                (part.offset, part.length, None if part.path is None else str(part.path), part.file_offset)
+                for part in source.segments
+            ],
+            None
+            if table is None
+            else (str(table.path), table.file_offset, table.ggml_type, table.n_embd, table.n_vocab),
+            source.capture,
+            n_ctx=context.n_ctx,
+            n_seq_max=context.n_seq_max,
+            n_ubatch=context.n_ubatch,
+            n_threads=n_threads,
+            kv_type=context.kv_type,
+            flash_attention=context.flash_attention,
+            n_gpu_layers=n_gpu_layers,
+            progress=progress,
+        )
+    finally:
+        _pass_on_log()
+    return NativeWindow(window)
+
+
+class NativeWindow:
+    """A loaded window; see the protocol `edged.backend.window.Window`.
+
+    Calls from several threads wait for each other. Run all windows of a process in one thread where
+    possible: OpenMP keeps a set of worker threads for every thread that calls it.
+    """
+
+    def __init__(self, window: _native.Window) -> None:
+        self._window = window
+
+    @property
+    def first(self) -> int:
+        return int(self._window.first)
+
+    @property
+    def last(self) -> int:
+        return int(self._window.last)
+
+    @property
+    def width(self) -> int:
+        return int(self._window.width)
+
+    @property
+    def memory(self) -> WindowMemory:
+        weights, kv, compute = self._window.memory
+        return WindowMemory(weights=weights, kv=kv, compute=compute)
+
+    def run(self, batch: Batch, inputs: Tokens | Hidden) -> Hidden:
+        return self._call(self._window.run, batch, inputs)
+
+    def run_last(self, batch: Batch, inputs: Tokens | Hidden) -> Logits:
+        return self._call(self._window.run_last, batch, inputs)
+
+    def _call(
+        self, method: Callable[..., npt.NDArray[np.float32]], batch: Batch, inputs: Tokens | Hidden
+    ) -> npt.NDArray[np.float32]:
+        arrays = (batch.seq_ids, batch.positions, batch.outputs, inputs)
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise WindowError("a batch and its inputs must be numpy arrays")
+        try:
+            return method(*arrays)
+        except WindowError:
+            _pass_on_log()
+            raise
+
+    def apply(self, op: KvOp) -> bool:
+        try:
+            match op.kind:
+                case "remove":
+                    return bool(self._window.remove(op.seq, op.p0, op.p1))
+                case "copy":
+                    self._window.copy(op.seq, op.target)
+                case "keep":
+                    self._window.keep(op.seq)
+                case "clear":
+                    self._window.clear()
+                case _:
+                    raise WindowError(f"unknown KV operation {op.kind!r}")
+        except TypeError:  # from nanobind: a number that is no int64
+            raise WindowError(f"not a KV operation: {op}") from None
+        return True
+
+    def cancel(self) -> None:
+        """Makes the run in progress, if any, end with WindowError. From any thread."""
+        self._window.cancel()
+
+    def close(self) -> None:
+        self._window.close()
+        _pass_on_log()

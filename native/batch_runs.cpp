@@ -1,0 +1,25 @@
+#include "batch_runs.hpp"
+
+#include <map>
+
+namespace edged {
+
+std::vector<Run> split_into_runs(std::span<const int32_t> seq_ids) {
+    std::map<int32_t, Run> rows_of;
+    for (size_t row = 0; row < seq_ids.size(); ++row) {
+        rows_of[seq_ids[row]].push_back(static_cast<int32_t>(row));
+    }
+    std::vector<Run> runs;
+    int32_t last_seq = -1;
+    size_t last_length = 0;
+    for (const auto& [seq, rows] : rows_of) {
+        const bool joins = !runs.empty() && seq == last_seq + 1 && rows.size() == last_length;
+        if (!joins) runs.emplace_back();
+        runs.back().insert(runs.back().end(), rows.begin(), rows.end());
+        last_seq = seq;
+        last_length = rows.size();
+    }
+    return runs;
+}
+
+}  // namespace edged

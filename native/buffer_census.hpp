@@ -1,0 +1,25 @@
+// How much memory a graph's tensors live in, buffer by buffer, as ggml itself reports it.
+#pragma once
+
+#include <ggml-backend.h>
+#include <ggml.h>
+
+#include <set>
+
+#include "capture.hpp"
+
+namespace edged {
+
+class BufferCensus {
+  public:
+    // Notes the buffers of `tensor` and of what it is computed from.
+    void count(const ggml_tensor* tensor);
+    BufferBytes total() const;
+
+  private:
+    void note(const ggml_tensor* tensor);
+
+    std::set<ggml_backend_buffer_t> buffers_;
+};
+
+}  // namespace edged

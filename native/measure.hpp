@@ -1,0 +1,16 @@
+// How fast this machine's CPU runs the two products that a model consists of.
+#pragma once
+
+#include <cstdint>
+
+namespace edged {
+
+struct Speed {
+    double bandwidth = 0;  // bytes of weights per second, matrix times vector
+    double flops = 0;      // multiply-adds x 2 per second, matrix times matrix
+};
+
+// Takes about `milliseconds` after a set-up of about as long; throws WindowFailure if ggml refuses.
+Speed measure(int64_t n_threads, int64_t milliseconds);
+
+}  // namespace edged

@@ -1,0 +1,263 @@
+#include "window.hpp"
+
+#include <bit>
+#include <cstring>
+#include <map>
+
+#include "error.hpp"
+
+namespace edged {
+
+namespace {
+
+constexpr uint32_t kExponent = 0x7f800000;  // all ones in an infinity or NaN
+
+std::string at_row(size_t row) { return " (row " + std::to_string(row) + ")"; }
+
+}  // namespace
+
+Window::~Window() { close(); }
+
+void Window::close() {
+    cancelled_ = true;
+    const std::lock_guard guard(lock_);
+    context_.reset();
+    model_.reset();
+    embedding_.reset();
+}
+
+void Window::check_open() const {
+    if (!context_) throw WindowFailure("the window is closed");
+}
+
+int32_t Window::check_sequence(int64_t seq) const {
+    if (seq < 0 || seq >= options_.n_seq_max) {
+        throw WindowFailure("sequence " + std::to_string(seq) + " is not between 0 and " +
+                            std::to_string(options_.n_seq_max - 1));
+    }
+    return static_cast<int32_t>(seq);
+}
+
+void Window::check_batch(const BatchView& batch, std::span<const int32_t> tokens,
+                         std::span<const float> hidden) const {
+    const size_t n_tokens = batch.size();
+    if (batch.positions.size() != n_tokens || batch.outputs.size() != n_tokens) {
+        throw WindowFailure("a batch needs as many positions and output flags as sequence ids");
+    }
+    if (n_tokens > static_cast<size_t>(options_.n_ubatch)) {
+        throw WindowFailure("a batch of " + std::to_string(n_tokens) + " tokens, where at most " +
+                            std::to_string(options_.n_ubatch) + " are allowed");
+    }
+    for (const int32_t seq : batch.seq_ids) check_sequence(seq);
+    check_sequence_continues(batch);
+    if (takes_tokens()) {
+        if (tokens.size() != n_tokens) throw WindowFailure("a batch needs one token per row");
+        check_tokens(tokens);
+    } else {
+        check_hidden(n_tokens, hidden);
+    }
+}
+
+void Window::check_sequence_continues(const BatchView& batch) const {
+    std::map<int32_t, int64_t> next;
+    for (size_t row = 0; row < batch.size(); ++row) {
+        const int32_t seq = batch.seq_ids[row];
+        auto found = next.find(seq);
+        if (found == next.end()) {
+            const llama_pos last = llama_memory_seq_pos_max(llama_get_memory(context_.get()), seq);
+            found = next.emplace(seq, int64_t{last} + 1).first;
+        }
+        const int32_t position = batch.positions[row];
+        if (position != found->second) {
+            throw WindowFailure("sequence " + std::to_string(seq) + " goes on at position " +
+                                std::to_string(found->second) + ", not " + std::to_string(position) +
+                                at_row(row));
+        }
+        if (position >= most_positions_) {
+            throw WindowFailure("sequence " + std::to_string(seq) + " is full: the context has " +
+                                std::to_string(most_positions_) + " positions");
+        }
+        ++found->second;
+    }
+}
+
+void Window::check_tokens(std::span<const int32_t> tokens) const {
+    for (size_t row = 0; row < tokens.size(); ++row) {
+        if (tokens[row] < 0 || tokens[row] >= n_vocab_) {
+            throw WindowFailure("token " + std::to_string(tokens[row]) + " is not between 0 and " +
+                                std::to_string(n_vocab_ - 1) + at_row(row));
+        }
+    }
+}
+
+void Window::check_hidden(size_t n_tokens, std::span<const float> hidden) const {
+    if (hidden.size() != n_tokens * static_cast<size_t>(n_embd_)) {
+        throw WindowFailure("hidden states must have " + std::to_string(n_embd_) + " values per token");
+    }
+    // A NaN in the cache would stay after its sequence is removed, and spoil the next one there.
+    uint32_t not_finite = 0;
+    for (const float value : hidden) {
+        const auto bits = std::bit_cast<uint32_t>(value);
+        not_finite |= static_cast<uint32_t>((bits & kExponent) == kExponent);
+    }
+    if (not_finite != 0) throw WindowFailure("a hidden state has a value that is not finite");
+}
+
+void Window::decode(const Run& run, const BatchView& batch, std::span<const int32_t> tokens,
+                    std::span<const float> hidden, bool all_outputs) {
+    const size_t n = run.size();
+    const bool feeds_tokens = takes_tokens() && !embedding_;
+    batch_tokens_.resize(n);
+    batch_hidden_.resize(feeds_tokens ? 0 : n * static_cast<size_t>(n_embd_));
+    batch_positions_.assign(feeds_tokens ? n : n * static_cast<size_t>(n_pos_per_row_), 0);
+    batch_n_seq_.assign(n, 1);
+    batch_seq_.resize(n);
+    batch_seq_pointers_.assign(n + 1, nullptr);
+    batch_outputs_.resize(n);
+    for (size_t i = 0; i < n; ++i) {
+        const auto row = static_cast<size_t>(run[i]);
+        batch_seq_[i] = batch.seq_ids[row];
+        batch_seq_pointers_[i] = &batch_seq_[i];
+        batch_outputs_[i] = static_cast<int8_t>(all_outputs || batch.outputs[row]);
+        batch_positions_[i] = batch.positions[row];
+        if (feeds_tokens) {
+            batch_tokens_[i] = tokens[row];
+            continue;
+        }
+        // M-RoPE: text has the same time, height and width; the fourth coordinate stays 0
+        for (int axis = 1; axis < n_pos_per_row_ - 1; ++axis) {
+            batch_positions_[static_cast<size_t>(axis) * n + i] = batch.positions[row];
+        }
+        float* to = batch_hidden_.data() + i * static_cast<size_t>(n_embd_);
+        if (embedding_) {
+            embedding_->read(tokens[row], to);
+        } else {
+            std::memcpy(to, hidden.data() + row * static_cast<size_t>(n_embd_),
+                        static_cast<size_t>(n_embd_) * sizeof(float));
+        }
+    }
+    const llama_batch native{static_cast<int32_t>(n),
+                             feeds_tokens ? batch_tokens_.data() : nullptr,
+                             feeds_tokens ? nullptr : batch_hidden_.data(),
+                             batch_positions_.data(),
+                             batch_n_seq_.data(),
+                             batch_seq_pointers_.data(),
+                             batch_outputs_.data()};
+    const int32_t status = llama_decode(context_.get(), native);
+    if (status == 1) throw WindowFailure("the cache has no room for the batch");
+    if (status == 2) throw WindowFailure("the run was cancelled");
+    if (status != 0) {
+        throw WindowFailure("llama.cpp could not compute the batch (status " + std::to_string(status) + ")");
+    }
+}
+
+std::string Window::forget(const BatchView& batch) {
+    std::map<int32_t, int32_t> from;
+    for (size_t row = 0; row < batch.size(); ++row) from.try_emplace(batch.seq_ids[row], batch.positions[row]);
+    llama_memory_t memory = llama_get_memory(context_.get());
+    std::string lost;
+    for (const auto& [seq, position] : from) {
+        if (llama_memory_seq_rm(memory, seq, position, -1)) continue;
+        llama_memory_seq_rm(memory, seq, -1, -1);
+        lost += "; sequence " + std::to_string(seq) + " had to be forgotten altogether";
+    }
+    return lost;
+}
+
+template <typename Body>
+void Window::in_runs(const BatchView& batch, Body body) {
+    cancelled_ = false;
+    try {
+        for (const Run& run : split_into_runs(batch.seq_ids)) body(run);
+    } catch (const std::exception& failure) {
+        capture_.disarm();
+        throw WindowFailure(failure.what() + forget(batch));
+    }
+    capture_.disarm();
+}
+
+Rows Window::run(const BatchView& batch, std::span<const int32_t> tokens, std::span<const float> hidden) {
+    const std::lock_guard guard(lock_);
+    check_open();
+    if (yields_logits()) throw WindowFailure("the window that ends the model yields logits: use run_last");
+    check_batch(batch, tokens, hidden);
+    const auto n_rows = static_cast<int64_t>(batch.size());
+    Rows result{std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n_rows * width_)), n_rows, width_};
+    in_runs(batch, [&](const Run& run) {
+        capture_.arm(result.data.get(), width_, run);
+        decode(run, batch, tokens, hidden, true);
+        if (!capture_.taken()) throw WindowFailure(capture_.problem());
+    });
+    return result;
+}
+
+Rows Window::run_last(const BatchView& batch, std::span<const int32_t> tokens, std::span<const float> hidden) {
+    const std::lock_guard guard(lock_);
+    check_open();
+    if (!yields_logits()) throw WindowFailure("only the window that ends the model yields logits: use run");
+    check_batch(batch, tokens, hidden);
+    std::vector<int64_t> place(batch.size(), 0);  // of each flagged row among the results
+    int64_t n_rows = 0;
+    for (size_t row = 0; row < batch.size(); ++row) {
+        place[row] = n_rows;
+        n_rows += batch.outputs[row] ? 1 : 0;
+    }
+    Rows result{std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n_rows * n_vocab_)), n_rows, n_vocab_};
+    in_runs(batch, [&](const Run& run) {
+        decode(run, batch, tokens, hidden, false);
+        for (size_t i = 0; i < run.size(); ++i) {
+            const auto row = static_cast<size_t>(run[i]);
+            if (!batch.outputs[row]) continue;
+            const float* logits = llama_get_logits_ith(context_.get(), static_cast<int32_t>(i));
+            if (logits == nullptr) throw WindowFailure("llama.cpp has no logits" + at_row(row));
+            std::memcpy(result.data.get() + place[row] * n_vocab_, logits,
+                        static_cast<size_t>(n_vocab_) * sizeof(float));
+        }
+        llama_synchronize(context_.get());
+    });
+    return result;
+}
+
+bool Window::remove(int64_t seq, int64_t from, int64_t to) {
+    const std::lock_guard guard(lock_);
+    check_open();
+    const int32_t id = check_sequence(seq);
+    if (from < 0 || (to != -1 && to < from) || to > INT32_MAX || from > INT32_MAX) {
+        throw WindowFailure("cannot remove positions " + std::to_string(from) + " to " + std::to_string(to));
+    }
+    llama_memory_t memory = llama_get_memory(context_.get());
+    const int64_t end = int64_t{llama_memory_seq_pos_max(memory, id)} + 1;
+    if (from >= end || from == to) return true;
+    const bool whole = from == 0 && (to == -1 || to >= end);  // this every model can do
+    return llama_memory_seq_rm(memory, id, whole ? -1 : static_cast<llama_pos>(from),
+                               whole ? -1 : static_cast<llama_pos>(to));
+}
+
+void Window::copy(int64_t seq, int64_t target) {
+    const std::lock_guard guard(lock_);
+    check_open();
+    const int32_t from = check_sequence(seq);
+    const int32_t to = check_sequence(target);
+    if (from == to) return;
+    llama_memory_t memory = llama_get_memory(context_.get());
+    llama_memory_seq_rm(memory, to, -1, -1);
+    llama_memory_seq_cp(memory, from, to, -1, -1);
+}
+
+void Window::keep(int64_t seq) {
+    const std::lock_guard guard(lock_);
+    check_open();
+    const int32_t kept = check_sequence(seq);
+    // llama_memory_seq_keep looks at one stream only
+    for (int32_t other = 0; other < options_.n_seq_max; ++other) {
+        if (other != kept) llama_memory_seq_rm(llama_get_memory(context_.get()), other, -1, -1);
+    }
+}
+
+void Window::clear() {
+    const std::lock_guard guard(lock_);
+    check_open();
+    llama_memory_clear(llama_get_memory(context_.get()), false);
+}
+
+}  // namespace edged

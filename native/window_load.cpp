@@ -1,0 +1,197 @@
+// Window: from a composed file to a loaded model and context.
+#include <ggml-backend.h>
+
+#include <algorithm>
+#include <array>
+
+#include "buffer_census.hpp"
+#include "error.hpp"
+#include "ggml_types.hpp"
+#include "llama_log.hpp"
+#include "window.hpp"
+
+namespace edged {
+
+namespace {
+
+constexpr int64_t kMostThreads = GGML_MAX_N_THREADS;
+constexpr int64_t kCellPadding = 256;  // libllama rounds a sequence's cells up to this
+constexpr int64_t kMostPositions = int64_t{1} << 24;
+
+int64_t in_range(const char* name, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most) {
+        throw WindowFailure(std::string(name) + " is " + std::to_string(value) + ", not between " +
+                            std::to_string(least) + " and " + std::to_string(most));
+    }
+    return value;
+}
+
+const WindowOptions& checked(const WindowOptions& options) {
+    in_range("n_ctx", options.n_ctx, 1, kMostPositions);
+    in_range("n_seq_max", options.n_seq_max, 1, static_cast<int64_t>(llama_max_parallel_sequences()));
+    in_range("n_ubatch", options.n_ubatch, 1, 1 << 16);
+    in_range("n_threads", options.n_threads, 1, kMostThreads);
+    in_range("n_threads_batch", options.n_threads_batch, 1, kMostThreads);
+    in_range("n_gpu_layers", options.n_gpu_layers, 0, 1 << 16);
+    in_range("n_ctx x n_seq_max", options.n_ctx * options.n_seq_max, 1, INT32_MAX / 2);
+    return options;
+}
+
+ggml_type kv_type(const std::string& name) {
+    constexpr std::array allowed{"f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"};
+    if (std::find(allowed.begin(), allowed.end(), name) == allowed.end()) {
+        throw WindowFailure("unknown KV type '" + name + "'");
+    }
+    return static_cast<ggml_type>(type_id(name).value());
+}
+
+llama_flash_attn_type flash_attention(const std::string& name) {
+    if (name == "auto") return LLAMA_FLASH_ATTN_TYPE_AUTO;
+    if (name == "on") return LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    if (name == "off") return LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    throw WindowFailure("flash attention is 'auto', 'on' or 'off', not '" + name + "'");
+}
+
+bool on_progress(float done, void* progress) { return (*static_cast<const Progress*>(progress))(done); }
+
+bool on_abort_check(void* cancelled) { return static_cast<std::atomic<bool>*>(cancelled)->load(); }
+
+std::string layers(int first, int last) {
+    return "layers " + std::to_string(first) + " to " + std::to_string(last - 1);
+}
+
+}  // namespace
+
+Window::Window(WindowSource source, WindowOptions options, const Progress& progress)
+    : first_(source.first),
+      last_(source.last),
+      options_(checked(options)),
+      capture_name_(source.capture),
+      n_embd_(source.n_embd),
+      n_vocab_(source.n_vocab),
+      most_positions_(options.n_ctx),
+      capture_(source.capture.value_or("")) {
+    static std::once_flag once;
+    std::call_once(once, llama_backend_init);
+    take_over_log();
+
+    if (first_ < 0 || last_ <= first_) throw WindowFailure("a window needs at least one layer");
+    if (source.capture && source.capture->empty()) throw WindowFailure("the captured tensor has no name");
+    const bool quantised = ggml_is_quantized(kv_type(options_.kv_type));
+    if (quantised && flash_attention(options_.flash_attention) == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
+        throw WindowFailure("a KV cache of type " + options_.kv_type +
+                            " needs flash attention: turn it on, or choose f16");
+    }
+    if (options_.n_gpu_layers > 0 && !llama_supports_gpu_offload()) {
+        throw WindowFailure("no GPU that ggml can use was found on this device: plan 0 GPU layers for it");
+    }
+    if (source.embedding) {
+        if (first_ != 0) throw WindowFailure("only the window that begins the model has an embedding");
+        if (source.embedding->n_embd != n_embd_ || source.embedding->n_vocab != n_vocab_) {
+            throw WindowFailure("the token embedding does not fit the model");
+        }
+        embedding_.emplace(*source.embedding);
+    }
+    load(source, progress);
+    create_context();
+    survey();
+}
+
+void Window::load(const WindowSource& source, const Progress& progress) {
+    ComposedFile file(source.header, source.segments);
+    const std::unique_ptr<FILE, int (*)(FILE*)> stream(open_stream(file), std::fclose);
+    const ErrorLines errors;
+
+    ggml_backend_dev_t no_devices[] = {nullptr};
+    llama_model_params params = llama_model_default_params();
+    params.load_mode = LLAMA_LOAD_MODE_NONE;
+    // libllama counts the output as one more layer, at the end
+    params.n_gpu_layers = options_.n_gpu_layers == 0 ? 0 : static_cast<int32_t>(options_.n_gpu_layers) + 1;
+    if (options_.n_gpu_layers == 0) params.devices = no_devices;
+    if (progress) {
+        params.progress_callback = on_progress;
+        params.progress_callback_user_data = const_cast<Progress*>(&progress);
+    }
+    model_.reset(llama_model_load_from_file_ptr(stream.get(), params));
+    if (!model_) {
+        const std::string why = file.error().empty() ? errors.summary("given up") : file.error();
+        throw WindowFailure("cannot load " + layers(first_, last_) + ": " + why);
+    }
+
+    if (llama_model_has_encoder(model_.get()) || !llama_model_has_decoder(model_.get())) {
+        throw WindowFailure("only decoder models can be run");
+    }
+    if (llama_model_n_embd_inp(model_.get()) != n_embd_) {
+        throw WindowFailure("the window's header says " +
+                            std::to_string(llama_model_n_embd_inp(model_.get())) +
+                            " values per token, its source " + std::to_string(n_embd_));
+    }
+    const bool sees_vocab = yields_logits() || (takes_tokens() && !embedding_);
+    const int64_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
+    if (sees_vocab && n_vocab != n_vocab_) {
+        throw WindowFailure("the window's vocabulary has " + std::to_string(n_vocab) + " tokens, not " +
+                            std::to_string(n_vocab_));
+    }
+    // Learned positions are rows of a tensor: there are no more than the model was trained with.
+    if (source.header.find("position_embd.weight") != std::string::npos) {
+        most_positions_ = std::min<int64_t>(most_positions_, llama_model_n_ctx_train(model_.get()));
+    }
+    const auto rope = llama_model_rope_type(model_.get());
+    n_pos_per_row_ = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1;
+}
+
+void Window::create_context() {
+    const ErrorLines errors;
+    const int64_t cells = (options_.n_ctx + kCellPadding - 1) / kCellPadding * kCellPadding;
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<uint32_t>(cells * options_.n_seq_max);
+    params.n_batch = static_cast<uint32_t>(options_.n_ubatch);
+    params.n_ubatch = static_cast<uint32_t>(options_.n_ubatch);
+    params.n_seq_max = static_cast<uint32_t>(options_.n_seq_max);
+    params.n_threads = static_cast<int32_t>(options_.n_threads);
+    params.n_threads_batch = static_cast<int32_t>(options_.n_threads_batch);
+    params.flash_attn_type = flash_attention(options_.flash_attention);
+    params.type_k = params.type_v = kv_type(options_.kv_type);
+    params.kv_unified = false;  // a sequence's result must not depend on what others have in the cache
+    params.offload_kqv = params.op_offload = options_.n_gpu_layers > 0;
+    params.cb_eval = Capture::on_eval;
+    params.cb_eval_user_data = &capture_;
+    params.abort_callback = on_abort_check;
+    params.abort_callback_data = &cancelled_;
+    context_.reset(llama_init_from_model(model_.get(), params));
+    if (!context_) {
+        throw WindowFailure("cannot set up a context for " + layers(first_, last_) + ": " +
+                            errors.summary("not enough memory"));
+    }
+    if (llama_get_memory(context_.get()) == nullptr) {
+        throw WindowFailure("a model without a cache of its past cannot be run in windows");
+    }
+}
+
+// Runs one token through the whole graph, to learn the width of a state and where the memory went.
+void Window::survey() {
+    const ErrorLines errors;
+    BufferCensus census;
+    const int32_t zero = 0;
+    const bool flagged = true;
+    const BatchView batch{{&zero, 1}, {&zero, 1}, {&flagged, 1}};
+    const std::vector<float> hidden(static_cast<size_t>(n_embd_), 0.0F);
+    capture_.survey(census);
+    try {
+        decode({0}, batch, {&zero, 1}, hidden, true);
+    } catch (const WindowFailure& failure) {
+        throw WindowFailure(std::string(failure.what()) + ": " + errors.summary("no reason given"));
+    }
+    capture_.disarm();
+    llama_memory_clear(llama_get_memory(context_.get()), true);
+
+    width_ = yields_logits() ? n_embd_ : capture_.surveyed_width();
+    if (width_ == 0) {
+        throw WindowFailure("the graph of " + layers(first_, last_) + " has no tensor " + *capture_name_);
+    }
+    memory_ = census.total();
+    const int64_t vocab = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
+    memory_.compute += static_cast<uint64_t>(vocab * options_.n_seq_max) * sizeof(float);
+}
+
+}  // namespace edged
