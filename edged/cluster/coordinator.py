@@ -182,7 +182,9 @@ class Coordinator:
                     self._wake(0.0)
                 return
             if wanted is not None and self._head.is_busy:
-                raise OverloadedError(f"{wanted.name} is answering; {manifest.name} can be loaded when it is done")
+                raise OverloadedError(
+                    f"{wanted.name} is answering; {manifest.name} can be loaded when it is done"
+                )
             self._state = replace(self._state, state="planning", problem="", wanted=manifest)
             self._wake(0.0)
 

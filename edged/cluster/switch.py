@@ -26,7 +26,8 @@ def switch(
     plan = assignment.plan
     with ThreadPoolExecutor(max_workers=len(members), thread_name_prefix="prepare") as pool:
         running = {
-            device: pool.submit(_prepare, member, assignment, on_progress) for device, member in members.items()
+            device: pool.submit(_prepare, member, assignment, on_progress)
+            for device, member in members.items()
         }
         failed = {device: error for device, future in running.items() if (error := future.result())}
     if failed:

@@ -1,0 +1,258 @@
+"""This device's part in the ring: fetch the layers, load the windows, join the ring of the epoch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edged.backend.source import WindowSource
+from edged.backend.window import KvOp, Window
+from edged.cluster.assignment import Assignment
+from edged.cluster.stepwise import Report, stepwise
+from edged.errors import DamagedPartError, EdgedError, RingError
+from edged.planning.plan import ContextOptions, Hop, Plan
+from edged.ring.ring import Result, Ring
+from edged.ring.stage import Stage
+from edged.ring.stats import StageStats
+from edged.ring.transport import Transport
+from edged.rpc.messages import Progress
+from edged.store.catalogue import Catalogue
+from edged.store.compose import compose
+from edged.store.fetch import PartSource, fetch_parts
+from edged.store.manifest import Manifest, Part
+
+log = logging.getLogger(__name__)
+
+LoadWindow = Callable[[WindowSource, ContextOptions, int], Window]
+"""Loads a window; the number is that of its layers on the GPU. Raises WindowError."""
+
+
+class Surroundings(Protocol):
+    """What a worker needs of the network."""
+
+    def learn(self, assignment: Assignment) -> None:
+        """Remember where everybody listens."""
+        ...
+
+    def sources(self, devices: Sequence[str]) -> list[PartSource]:
+        """These devices as sources of parts, this one left out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _WindowKey:
+    """Windows that agree in this are interchangeable, once their KV is cleared."""
+
+    model: str
+    first: int
+    last: int
+    gpu_layers: int
+    context: ContextOptions
+
+    @classmethod
+    def of(cls, plan: Plan, hop: Hop) -> _WindowKey:
+        return cls(plan.model, hop.first, hop.last, hop.gpu_layers, plan.context)
+
+
+class Worker:
+    """Prepares, joins and leaves rings, one epoch after the other. Methods may be called from any thread.
+
+    on_result: where this device is the head, what the engine takes results with.
+    on_broken: (epoch, error) once a ring that was joined has lost a link.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        name: str,
+        catalogue: Catalogue,
+        load_window: LoadWindow,
+        transport: Transport,
+        surroundings: Surroundings,
+        on_result: Callable[[Result], None],
+        on_broken: Callable[[int, EdgedError], None],
+    ) -> None:
+        self._device = device
+        self._name = name
+        self._catalogue = catalogue
+        self._load_window = load_window
+        self._transport = transport
+        self._surroundings = surroundings
+        self._on_result = on_result
+        self._on_broken = on_broken
+        self._lock = threading.Lock()  # one preparation, activation or release at a time
+        self._asking = threading.Lock()
+        self._latest = 0  # the newest epoch asked for; an older preparation gives up
+        self._windows: dict[_WindowKey, Window] = {}
+        self._stage: Stage | Ring | None = None
+        self._manifest: Manifest | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose windows are here; 0 for none."""
+        stage = self._stage
+        return stage.plan.epoch if stage is not None else 0
+
+    @property
+    def latest_epoch(self) -> int:
+        """The newest epoch this device has heard of."""
+        return self._latest
+
+    @property
+    def memory_held(self) -> int:
+        """Bytes of all windows loaded here."""
+        return sum(window.memory.total for window in list(self._windows.values()))
+
+    @property
+    def ring(self) -> Ring | None:
+        """On the head, the ring to submit batches to."""
+        return self._stage if isinstance(self._stage, Ring) else None
+
+    @property
+    def stats(self) -> StageStats | None:
+        stage = self._stage
+        return stage.stats() if stage is not None else None
+
+    def prepare(self, assignment: Assignment) -> Iterator[Progress]:
+        """Fetches, checks and loads what `assignment` gives this device. Raises EdgedError.
+
+        The ring of the epoch before ends here. A preparation that a newer one overtakes raises RingError.
+        """
+        epoch = assignment.plan.epoch
+        with self._asking:
+            if epoch <= self._latest:
+                raise RingError(f"epoch {epoch} is over: this device has been asked for epoch {self._latest}")
+            self._latest = epoch
+        return stepwise(lambda report: self._prepare(assignment, report), name=f"prepare-{epoch}")
+
+    def activate(self, epoch: int) -> None:
+        """Opens the links to the successors. Raises RingError if this epoch is not prepared."""
+        with self._lock:
+            stage = self._stage
+            if stage is None or stage.plan.epoch != epoch:
+                raise RingError(f"{self._name} has not prepared epoch {epoch}")
+            stage.connect()
+            self._drop_other_layers(stage.plan)
+
+    def release(self, epoch: int) -> None:
+        """Leaves every ring up to `epoch` and frees its windows."""
+        with self._lock:
+            if self._stage is not None and self._stage.plan.epoch > epoch:
+                return
+            self._leave()
+            self._keep_windows(set())
+
+    def close(self) -> None:
+        self._latest = 2**63  # no preparation outlives this
+        self.release(self._latest)
+
+    # ---- within
+
+    def _prepare(self, assignment: Assignment, report: Report) -> None:
+        plan = assignment.plan
+        manifest = Manifest.unpack(assignment.manifest)
+        if manifest.id != plan.model:
+            raise RingError("the plan is for another model than the manifest that came with it")
+        with self._lock:
+            self._give_up_if_overtaken(plan.epoch)
+            self._leave()
+            self._surroundings.learn(assignment)
+            keys = {hop: _WindowKey.of(plan, plan.hops[hop]) for hop in plan.hops_of(self._device)}
+            self._keep_windows(set(keys.values()))
+            self._manifest = manifest
+            self._bring(manifest, self._parts(manifest, plan), assignment, report)
+            for number, key in enumerate(keys.values()):
+                self._give_up_if_overtaken(plan.epoch)
+                report(Progress(stage="loading layers", device=self._name, done=number, total=len(keys)))
+                self._load(manifest, key)
+            windows = {hop: self._windows[key] for hop, key in keys.items()}
+            self._stage = self._join(plan, windows)
+            report(Progress(stage="ready", device=self._name, done=len(keys), total=len(keys), finished=True))
+
+    def _parts(self, manifest: Manifest, plan: Plan) -> tuple[Part, ...]:
+        """What this device needs on its disk for its share of `plan`."""
+        wanted: dict[str, Part] = {}
+        for index in plan.hops_of(self._device):
+            hop = plan.hops[index]
+            wanted.update({part.name: part for part in manifest.parts_for(hop.first, hop.last)})
+        if plan.head == self._device:
+            wanted["vocab"] = manifest.by_name["vocab"]
+        return tuple(wanted.values())
+
+    def _bring(
+        self, manifest: Manifest, parts: tuple[Part, ...], assignment: Assignment, report: Report
+    ) -> None:
+        self._remember(manifest)
+        for part in parts:
+            try:
+                if self._catalogue.has(part.sha256):
+                    self._catalogue.verify(part)
+            except DamagedPartError as error:
+                log.warning("%s", error.message)
+        missing = self._catalogue.missing(parts)
+        if not missing:
+            return
+        total = sum(part.size for part in missing)
+        log.info("fetching %d parts of %s, %.1f MB", len(missing), manifest.name, total / 1e6)
+        fetch_parts(
+            missing,
+            self._surroundings.sources(assignment.sources),
+            self._catalogue,
+            on_progress=lambda done: report(
+                Progress(stage="fetching layers", device=self._name, done=done, total=total, unit="bytes")
+            ),
+            cancelled=lambda: self._latest != assignment.plan.epoch,
+        )
+
+    def _remember(self, manifest: Manifest) -> None:
+        """Note the model; one of the same name gives way if this device only ran layers of it."""
+        stale = [
+            model
+            for model in self._catalogue.models()
+            if model.name == manifest.name
+            and model.id != manifest.id
+            and self._catalogue.missing(model.parts)
+        ]
+        self._catalogue.add(manifest, replace=bool(stale))
+
+    def _load(self, manifest: Manifest, key: _WindowKey) -> None:
+        window = self._windows.get(key)
+        if window is not None:
+            window.apply(KvOp("clear"))
+            return
+        source = compose(manifest, self._catalogue, key.first, key.last)
+        self._windows[key] = self._load_window(source, key.context, key.gpu_layers)
+
+    def _join(self, plan: Plan, windows: dict[int, Window]) -> Stage | Ring:
+        def broken(error: EdgedError) -> None:
+            self._on_broken(plan.epoch, error)
+
+        if plan.head == self._device:
+            return Ring(plan, windows, self._transport, self._on_result, broken)
+        return Stage(plan, self._device, windows, self._transport, broken)
+
+    def _leave(self) -> None:
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
+
+    def _keep_windows(self, keys: set[_WindowKey]) -> None:
+        for key in [key for key in self._windows if key not in keys]:
+            self._windows.pop(key).close()
+
+    def _drop_other_layers(self, plan: Plan) -> None:
+        """A device that does not own the whole model keeps only what it runs."""
+        manifest = self._manifest
+        if manifest is None or not self._catalogue.missing(manifest.parts):
+            return
+        freed = self._catalogue.keep_only(manifest, self._parts(manifest, plan))
+        if freed:
+            log.info("dropped %.1f MB of layers of %s that others run now", freed / 1e6, manifest.name)
+
+    def _give_up_if_overtaken(self, epoch: int) -> None:
+        if self._latest != epoch:
+            raise RingError(f"epoch {epoch} was overtaken by epoch {self._latest}")

@@ -1,0 +1,260 @@
+"""The coordinator's turns, with devices that only say whether they manage."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from edged.cluster.assignment import Assignment
+from edged.cluster.coordinator import Coordinator, Peer
+from edged.errors import DiskFullError, EdgedError, OverloadedError, PlanError
+from edged.planning.plan import ContextOptions, Plan
+from edged.planning.profile import DeviceProfile
+from edged.rpc.messages import Progress
+from edged.store.manifest import Manifest, Part
+
+MIB = 2**20
+
+
+def manifest(name: str = "m", n_layers: int = 12) -> Manifest:
+    def part(label: str, index: int) -> Part:
+        return Part(name=label, sha256=f"{index:064x}", size=MIB, tensors=())
+
+    layers = tuple(part(f"layer.{i:03d}", i) for i in range(n_layers))
+    return Manifest(
+        name=name,
+        architecture="llama",
+        n_layers=n_layers,
+        n_embd=64,
+        n_vocab=100,
+        n_ctx_train=2048,
+        kv_bytes_per_token_layer=256,
+        boundaries=tuple(range(1, n_layers)),
+        metadata=(),
+        parts=(*layers, part("embedding", 1000), part("vocab", 1001)),
+    )
+
+
+def profile(device: str, memory: int = 4096 * MIB) -> DeviceProfile:
+    return DeviceProfile(
+        device=device,
+        name=device,
+        memory_budget=memory,
+        disk_free=2**40,
+        threads=1,
+        bandwidth=1e10,
+        flops=1e11,
+    )
+
+
+class Device:
+    """A device of the ring; `error` is what it fails with."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.error: EdgedError | None = None
+        self.answers = True
+        self.epochs: list[int] = []
+        self.released: list[int] = []
+
+    def prepare(self, assignment: Assignment) -> Iterator[Progress]:
+        yield Progress(stage="loading layers", device=self.name)
+        if self.error is not None:
+            raise self.error
+
+    def activate(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    def release(self, epoch: int) -> None:
+        self.released.append(epoch)
+
+    def is_alive(self) -> bool:
+        return self.answers
+
+    def close(self) -> None:
+        pass
+
+
+class FakeHead:
+    def __init__(self) -> None:
+        self.is_busy = False
+        self.plans: list[Plan] = []
+        self.attached = threading.Condition()
+
+    def attach(self, manifest: Manifest, plan: Plan) -> None:
+        with self.attached:
+            self.plans.append(plan)
+            self.attached.notify_all()
+
+    def detach(self, reason: str) -> None:
+        pass
+
+    def wait_for(self, what: Callable[[Plan], bool]) -> Plan:
+        with self.attached:
+            assert self.attached.wait_for(lambda: bool(self.plans) and what(self.plans[-1]), timeout=10)
+            return self.plans[-1]
+
+
+class Household:
+    """Head `h` and whoever is in `members`."""
+
+    def __init__(self, *names: str, memory: int = 4096 * MIB) -> None:
+        self.head = FakeHead()
+        self.devices = {name: Device(name) for name in ("h", *names)}
+        self.members = list(names)
+        self.memory = memory
+        self.coordinator = Coordinator(
+            profile=lambda: profile("h", self.memory),
+            port=7411,
+            roster=self,
+            local=self.devices["h"],
+            dial=lambda peer: self.devices[peer.device],  # type: ignore[arg-type, return-value]
+            head=self.head,
+            wish=lambda _: ContextOptions(n_ctx=512, n_seq_max=1, n_ubatch=64),
+            last_epoch=lambda: 0,
+        )
+
+    def alive(self) -> list[Peer]:
+        return [Peer(name, name, "10.0.0.1", 7411, profile(name)) for name in self.members]
+
+    def add(self, name: str) -> None:
+        self.devices[name] = Device(name)
+        self.members.append(name)
+        self.coordinator.members_changed()
+
+
+@pytest.fixture
+def household() -> Iterator[Callable[..., Household]]:
+    made: list[Household] = []
+
+    def make(*names: str, **kwargs: int) -> Household:
+        made.append(Household(*names, **kwargs))
+        made[-1].coordinator.start()
+        return made[-1]
+
+    yield make
+    for home in made:
+        home.coordinator.close()
+
+
+def test_a_model_is_loaded_on_everyone(household: Callable[..., Household]) -> None:
+    home = household("a", "b")
+    steps = list(home.coordinator.load(manifest()))
+    assert {step.device for step in steps} == {"h", "a", "b"}
+    assert home.coordinator.state.state == "ready"
+    assert set(home.head.plans[-1].devices) == {"h", "a", "b"}
+    assert all(device.epochs == [1] for device in home.devices.values())
+
+
+def test_whoever_joins_is_used_in_the_next_epoch(household: Callable[..., Household]) -> None:
+    home = household("a")
+    home.coordinator.ensure(manifest())
+    home.add("b")
+    plan = home.head.wait_for(lambda plan: "b" in plan.devices)
+    assert plan.epoch == 2
+
+
+def test_nothing_is_switched_if_the_ring_stays_the_same(household: Callable[..., Household]) -> None:
+    home = household("a")
+    home.coordinator.ensure(manifest())
+    home.coordinator.members_changed()
+    home.coordinator.ensure(manifest())
+    home.add("b")
+    assert home.head.wait_for(lambda plan: "b" in plan.devices).epoch == 2
+
+
+def test_a_device_that_cannot_prepare_is_left_out_with_its_reason(
+    household: Callable[..., Household],
+) -> None:
+    home = household("a", "b")
+    home.devices["a"].error = DiskFullError("no room on a")
+    home.coordinator.ensure(manifest())
+    plan = home.head.wait_for(lambda plan: plan.devices == ("h", "b"))
+    assert [(out.device, out.reason) for out in plan.left_out] == [("a", "no room on a")]
+
+
+def test_a_device_that_was_shunned_gets_another_chance(household: Callable[..., Household]) -> None:
+    home = household("a")
+    home.devices["a"].error = DiskFullError("no room on a")
+    home.coordinator.ensure(manifest())
+    home.head.wait_for(lambda plan: plan.devices == ("h",))
+    home.devices["a"].error = None
+    home.coordinator.device_returned("a")
+    home.head.wait_for(lambda plan: "a" in plan.devices)
+
+
+def test_a_broken_ring_is_rebuilt_without_the_silent_device(household: Callable[..., Household]) -> None:
+    home = household("a", "b")
+    home.coordinator.ensure(manifest())
+    home.devices["a"].answers = False
+    home.coordinator.ring_broke(1, "lost the link to a")
+    plan = home.head.wait_for(lambda plan: plan.epoch > 1)
+    assert plan.devices == ("h", "b")
+
+
+def test_news_of_an_old_epoch_breaks_nothing(household: Callable[..., Household]) -> None:
+    home = household("a")
+    home.coordinator.ensure(manifest())
+    home.coordinator.ring_broke(0, "old news")
+    assert home.coordinator.state.state == "ready"
+
+
+def test_a_released_device_is_told(household: Callable[..., Household]) -> None:
+    home = household("a", "b")
+    home.coordinator.ensure(manifest())
+    home.members.remove("a")
+    home.coordinator.members_changed()
+    home.head.wait_for(lambda plan: "a" not in plan.devices)
+    home.coordinator.ensure(manifest(n_layers=2, name="tiny"))  # too few layers for a ring
+    assert home.head.plans[-1].devices == ("h",)
+    assert home.devices["b"].released == [2]
+
+
+def test_a_busy_head_keeps_its_model(household: Callable[..., Household]) -> None:
+    home = household()
+    home.coordinator.ensure(manifest())
+    home.head.is_busy = True
+    with pytest.raises(OverloadedError, match="m is answering"):
+        home.coordinator.ensure(manifest("other"))
+
+
+def test_a_model_too_large_fails_with_numbers_until_memory_comes(household: Callable[..., Household]) -> None:
+    home = household(memory=MIB)
+    with pytest.raises(PlanError, match="GiB"):
+        home.coordinator.ensure(manifest())
+    assert home.coordinator.state.state == "failed"
+    home.memory = 4096 * MIB
+    home.coordinator.ensure(manifest())
+    assert home.coordinator.state.state == "ready"
+
+
+def test_the_heads_own_failure_fails_the_load(household: Callable[..., Household]) -> None:
+    home = household("a")
+    home.devices["h"].error = DiskFullError("no room at home")
+    with pytest.raises(EdgedError, match="no room at home"):
+        home.coordinator.ensure(manifest())
+
+
+def test_closing_wakes_those_who_wait(household: Callable[..., Household]) -> None:
+    home = household()
+    released = threading.Event()
+    home.devices["h"].prepare = lambda _: iter(released.wait(10) and ())  # type: ignore[method-assign, assignment]
+    failures: list[EdgedError] = []
+
+    def wait() -> None:
+        try:
+            home.coordinator.ensure(manifest())
+        except EdgedError as error:
+            failures.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    closer = threading.Thread(target=home.coordinator.close)
+    closer.start()
+    waiter.join(5)
+    released.set()
+    closer.join(5)
+    assert not closer.is_alive()
+    assert not waiter.is_alive()
