@@ -82,10 +82,11 @@ void Window::check_sequence_continues(const BatchView& batch) const {
 }
 
 void Window::check_tokens(std::span<const int32_t> tokens) const {
+    const int64_t n_vocab = embedding_ ? embedding_->n_vocab() : n_vocab_;
     for (size_t row = 0; row < tokens.size(); ++row) {
-        if (tokens[row] < 0 || tokens[row] >= n_vocab_) {
+        if (tokens[row] < 0 || tokens[row] >= n_vocab) {
             throw WindowFailure("token " + std::to_string(tokens[row]) + " is not between 0 and " +
-                                std::to_string(n_vocab_ - 1) + at_row(row));
+                                std::to_string(n_vocab - 1) + at_row(row));
         }
     }
 }

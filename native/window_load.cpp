@@ -87,7 +87,7 @@ Window::Window(WindowSource source, WindowOptions options, const Progress& progr
     }
     if (source.embedding) {
         if (first_ != 0) throw WindowFailure("only the window that begins the model has an embedding");
-        if (source.embedding->n_embd != n_embd_ || source.embedding->n_vocab != n_vocab_) {
+        if (source.embedding->n_embd != n_embd_) {
             throw WindowFailure("the token embedding does not fit the model");
         }
         embedding_.emplace(*source.embedding);

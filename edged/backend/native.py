@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,42 @@ from edged.errors import WindowError
 from edged.planning.plan import ContextOptions
 
 _log = logging.getLogger("edged.llama")
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What the CPU does with a model's weights, measured on 4-bit ones."""
+
+    bandwidth: float  # bytes of weights per second, matrix times vector: decoding
+    flops: float  # multiply-adds x 2 per second, matrix times matrix: prefill
+
+
+@dataclass(frozen=True, slots=True)
+class GgmlDevice:
+    """Something that ggml can compute on."""
+
+    name: str
+    description: str
+    kind: str  # cpu, gpu, igpu, accel or other
+    memory_free: int  # bytes
+    memory_total: int
+
+
+def measure(n_threads: int, milliseconds: int = 300) -> Speed:
+    """Takes well under a second on an idle machine. Raises WindowError."""
+    bandwidth, flops = _native.measure(n_threads, milliseconds)
+    _pass_on_log()
+    return Speed(bandwidth, flops)
+
+
+def devices() -> tuple[GgmlDevice, ...]:
+    """What ggml can compute on here, the CPU included."""
+    return tuple(GgmlDevice(*fields) for fields in _native.devices())
+
+
+def system_info() -> str:
+    """One line for people: which instruction sets and libraries ggml was built for."""
+    return str(_native.system_info())
 
 
 def _pass_on_log() -> None:

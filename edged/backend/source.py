@@ -35,6 +35,7 @@ class WindowSource:
     segments:  the data section, ascending and without overlap; what they leave out reads as zeros.
     embedding: for a window that begins the model and is fed embedding rows; None where libllama is
                given the tokens themselves (a whole model) or hidden states.
+    n_vocab:   the model's, also where the window has only a dummy vocabulary.
     capture:   the graph tensor that holds the state after the last layer; None where the window ends
                the model and yields logits.
     """
