@@ -64,7 +64,7 @@ def compose(manifest: Manifest, catalogue: Catalogue, first: int, last: int) -> 
         first=first,
         last=last,
         n_embd=manifest.n_embd,
-        n_vocab=n_vocab,
+        n_vocab=manifest.n_vocab,
         header=header,
         segments=segments,
         embedding=_embedding_table(manifest, catalogue) if first == 0 else None,

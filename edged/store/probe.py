@@ -110,7 +110,7 @@ def _read_file(path: Path) -> Trial:
     said: list[str] = []
 
     def keep(level: int, text: bytes, _data: object) -> None:
-        if level >= _LOG_ERROR:
+        if level == _LOG_ERROR:
             said.append(text.decode("utf-8", "replace").strip())
 
     listener = llama.llama_log_callback(keep)
