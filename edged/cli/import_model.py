@@ -1,0 +1,39 @@
+"""`edged import`: a GGUF file becomes a model of this device's store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edged.cli.options import current_settings, home_option
+from edged.cli.terminal import say
+
+
+@click.command("import", short_help="Take a GGUF file into the store.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", metavar="NAME", help="What the model is called (default: what the file says).")
+@home_option
+def command(file: Path, name: str | None) -> None:
+    """Take the model in the GGUF FILE into the store; of a split model, name the first file.
+
+    It is cut by layers, checked, and tried before it is accepted. A running daemon knows it at once.
+    """
+    settings = current_settings()
+    imported = import_file(settings.home, file, name)
+    say(f"imported {imported}.")
+
+
+def import_file(home: Path, file: Path, name: str | None) -> str:
+    """The name under which `file` is now in the store of `home`; progress is shown."""
+    from edged.cli.progress import progress_view
+    from edged.rpc.messages import Progress
+    from edged.store.catalogue import Catalogue
+    from edged.store.importer import import_model
+
+    with progress_view() as view:
+
+        def report(done: int, total: int) -> None:
+            view.show(Progress(stage=f"importing {file.name}", done=done, total=total, unit="bytes"))
+
+        return import_model(file, Catalogue(home), name, report=report).name
