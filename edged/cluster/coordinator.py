@@ -301,7 +301,7 @@ class Coordinator:
         clients = {device: self._dial(peer) for device, peer in peers.items()}
         try:
             members: dict[str, RingMember] = {
-                device: clients[device] if device in clients else self._local for device in plan.devices
+                device: clients.get(device, self._local) for device in plan.devices
             }
             failed = switch(self._assignment(plan, manifest, peers), members, self._tell)
             self._release_others(previous, plan, clients)

@@ -17,7 +17,7 @@ PING_S = 1.5  # a home network answers in milliseconds; a machine under load in 
 
 
 class MemberClient:
-    """Calls of the service Member on one device. Every method raises EdgedError, PeerLostError if it is gone."""
+    """Calls of the service Member on one device. All raise EdgedError, PeerLostError if it is gone."""
 
     def __init__(self, channel: grpc.Channel, name: str) -> None:
         self.name = name

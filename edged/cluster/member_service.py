@@ -22,7 +22,7 @@ class MemberService(edged_pb2_grpc.MemberServicer):
         self._coordinator = coordinator
 
     @guard
-    def Prepare(  # noqa: N802 - gRPC's naming
+    def Prepare(
         self, request: edged_pb2.Document, context: grpc.ServicerContext
     ) -> Iterator[edged_pb2.Document]:
         self._check(context)
@@ -31,19 +31,19 @@ class MemberService(edged_pb2_grpc.MemberServicer):
             yield edged_pb2.Document(body=step.pack())
 
     @guard
-    def Activate(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:  # noqa: N802
+    def Activate(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:
         self._check(context)
         self._worker.activate(EpochNotice.unpack(request.body).epoch)
         return self._answer()
 
     @guard
-    def Release(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:  # noqa: N802
+    def Release(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:
         self._check(context)
         self._worker.release(EpochNotice.unpack(request.body).epoch)
         return self._answer()
 
     @guard
-    def Ping(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:  # noqa: N802
+    def Ping(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:
         EpochNotice.unpack(request.body)
         self._check(context)
         return self._answer()

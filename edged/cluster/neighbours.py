@@ -27,7 +27,7 @@ class Neighbours:
             self._endpoints.update({endpoint.device: endpoint for endpoint in assignment.endpoints})
 
     def open_channel(self, device: str) -> grpc.Channel:
-        """A channel of its own to `device`; the caller closes it. Raises PeerLostError for an unknown device."""
+        """A channel of its own to `device`, to close after use. Raises PeerLostError for an unknown one."""
         endpoint = self._endpoint(device)
         return connect(self._identity, device, endpoint.host, endpoint.port)
 

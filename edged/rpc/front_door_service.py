@@ -48,7 +48,7 @@ class FrontDoorService(edged_pb2_grpc.FrontDoorServicer):
         self._keys = keys
 
     @guard
-    def Generate(  # noqa: N802 - gRPC's naming
+    def Generate(
         self, request: edged_pb2.Document, context: grpc.ServicerContext
     ) -> Iterator[edged_pb2.Document]:
         generation = self._interior.generate(GenerateRequest.unpack(request.body))
@@ -58,7 +58,7 @@ class FrontDoorService(edged_pb2_grpc.FrontDoorServicer):
             yield edged_pb2.Document(body=event.pack())
 
     @guard
-    def Load(  # noqa: N802
+    def Load(
         self, request: edged_pb2.Document, context: grpc.ServicerContext
     ) -> Iterator[edged_pb2.Document]:
         for step in self._interior.load(LoadRequest.unpack(request.body).model):
@@ -67,25 +67,25 @@ class FrontDoorService(edged_pb2_grpc.FrontDoorServicer):
             yield edged_pb2.Document(body=step.pack())
 
     @guard
-    def Models(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:  # noqa: N802
+    def Models(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:
         ModelsQuery.unpack(request.body)
         answer: ModelsAnswer = self._interior.models()
         return edged_pb2.Document(body=answer.pack())
 
     @guard
-    def Status(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:  # noqa: N802
+    def Status(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:
         StatusQuery.unpack(request.body)
         answer: StatusAnswer = self._interior.status()
         return edged_pb2.Document(body=answer.pack())
 
     @guard
-    def Token(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:  # noqa: N802
+    def Token(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:
         TokenRequest.unpack(request.body)
         answer: TokenAnswer = self._local(context).token()
         return edged_pb2.Document(body=answer.pack())
 
     @guard
-    def Stop(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:  # noqa: N802
+    def Stop(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:
         StopRequest.unpack(request.body)
         answer: StopAnswer = self._local(context).stop()
         return edged_pb2.Document(body=answer.pack())

@@ -165,7 +165,7 @@ def test_nothing_is_switched_if_the_ring_stays_the_same(household: Callable[...,
     assert home.head.wait_for(lambda plan: "b" in plan.devices).epoch == 2
 
 
-def test_a_device_that_cannot_prepare_is_left_out_with_its_reason(
+def test_a_device_that_cannot_prepare_is_left_out(
     household: Callable[..., Household],
 ) -> None:
     home = household("a", "b")
