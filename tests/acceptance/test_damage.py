@@ -147,8 +147,6 @@ def broken_files(directory: Path) -> dict[str, Path]:
         "header only": header,
         "lying counts": lying,
         "unknown architecture": unknown,
-        "missing": directory / "missing.gguf",
-        "a directory": directory,
     }
 
 

@@ -1,0 +1,143 @@
+"""Real daemons on this machine for benchmarks: own homes and ports, joined by token, asked locally."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from edged.planning.plan import Plan
+from edged.rpc.front_door import FrontDoorClient, open_front_door
+from edged.serving.generation import GenerateRequest, Sampling
+from edged.settings import daemon_socket
+from tests.lab import Daemon, LabError, Place
+
+MODEL = "benchmark"
+LOAD_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One answer as its client saw it."""
+
+    first_token_s: float
+    tokens: int
+    decode_s: float  # from the first token to the last
+
+    @property
+    def per_token_s(self) -> float:
+        return self.decode_s / (self.tokens - 1)
+
+
+class Daemons:
+    """One cluster of daemons, named and placed by `cores` (one entry per daemon, () for any core)."""
+
+    def __init__(self, model: Path, cores: Sequence[Sequence[int]], threads: int, *flags: str) -> None:
+        self._root = Path(tempfile.mkdtemp(prefix="edged-bench-"))
+        self._stack = ExitStack()
+        self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
+        self.daemons: list[Daemon] = []
+        try:
+            self._start(cores, ("--http", "off", "--threads", str(threads), *flags))
+            self.client: FrontDoorClient = self._stack.enter_context(
+                open_front_door(daemon_socket(self.daemons[0].place.home))
+            )
+            self.daemons[0].place.edged("import", str(model), "--name", MODEL, timeout=LOAD_S)
+            for _ in self.client.load(MODEL):
+                pass
+            self.plan = self._wait_for_ring(len(cores))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, cores: Sequence[Sequence[int]], flags: Sequence[str]) -> None:
+        founder: list[str] = []
+        for number, own in enumerate(cores):
+            place = Place(f"d{number}", self._root / f"d{number}", own)
+            self._stack.callback(place.close)
+            port = free_port()
+            joining = ["--join", self.daemons[0].token(), "--peer", founder[0]] if founder else []
+            daemon = place.start_daemon("--port", str(port), *joining, *flags)
+            self.daemons.append(daemon)
+            daemon.wait_until(lambda status, n=number: len(status.members) > n, "cluster")  # type: ignore[misc]
+            founder = founder or [f"127.0.0.1:{port}"]
+
+    def _wait_for_ring(self, devices: int) -> Plan:
+        status = self.daemons[0].wait_until(
+            lambda status: (
+                status.state == "ready" and status.plan is not None and len(status.plan.devices) == devices
+            ),
+            f"ring of {devices}",
+            LOAD_S,
+        )
+        assert status.plan is not None
+        return status.plan
+
+    @property
+    def home(self) -> Path:
+        """EDGED_HOME of the head, whose store holds the whole model."""
+        return self.daemons[0].place.home
+
+    def answer(self, prompt: Sequence[int], max_tokens: int) -> Timing:
+        """Times one greedy answer of exactly `max_tokens` tokens."""
+        request = GenerateRequest(
+            prompt=tuple(prompt), sampling=Sampling(temperature=0), max_tokens=max_tokens, ignore_eos=True
+        )
+        tokens, first, last = 0, 0.0, 0.0
+        began = time.perf_counter()
+        for event in self.client.generate(request):
+            if event.token_ids:
+                last = time.perf_counter()
+                first = first or last
+                tokens += len(event.token_ids)
+        if tokens != max_tokens:
+            raise LabError(f"{tokens} tokens came instead of {max_tokens}")
+        return Timing(first - began, tokens, last - first)
+
+    def close(self) -> None:
+        for daemon in reversed(self.daemons):
+            if daemon.process.running:
+                daemon.stop()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def free_port() -> int:
+    """A port that is free, as is the next one (for joining)."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+class Prompts:
+    """Token ids that never repeat, so that no cache knows a prompt's beginning."""
+
+    def __init__(self, n_vocab: int, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._n_vocab = n_vocab
+
+    def take(self, length: int) -> list[int]:
+        """`length` ordinary tokens (the first 259 of the random models are special or bytes)."""
+        return [int(token) for token in self._rng.integers(300, self._n_vocab, length)]

@@ -1,0 +1,109 @@
+"""What the ring costs: three daemons on one machine against the bare compute of the same windows.
+
+The baseline loads the plan's windows in this process and runs them one after another for every token: no
+daemon, no frame, no network, no sampler. Aim: at most 5 % more per token.
+
+    python -m benchmarks.ring_overhead
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.compare import Comparison, Report, alternate, arguments, publish
+from benchmarks.daemons import Daemons, Prompts
+from benchmarks.models import DESCRIPTION, N_VOCAB, synthetic_model
+from edged.backend.native import NativeWindow, load_window
+from edged.backend.window import Batch, KvOp
+from edged.planning.plan import Plan
+from edged.store.catalogue import Catalogue
+from edged.store.compose import compose
+
+PROMPT = 32  # tokens
+
+
+class BareWindows:
+    """The windows of a plan, without a ring."""
+
+    def __init__(self, home: Path, plan: Plan, threads: int) -> None:
+        catalogue = Catalogue(home)
+        manifest = catalogue.get(plan.model)
+        assert manifest is not None
+        self._chunk = plan.context.n_ubatch
+        self._windows: list[NativeWindow] = [
+            load_window(compose(manifest, catalogue, hop.first, hop.last), plan.context, threads)
+            for hop in plan.hops
+        ]
+
+    def per_token_s(self, prompt: Sequence[int], steps: int) -> float:
+        """Seconds inside the windows per generated token, after `prompt`."""
+        for window in self._windows:
+            window.apply(KvOp("clear"))
+        for start in range(0, len(prompt), self._chunk):
+            token, _ = self._step(prompt[start : start + self._chunk], start)
+        spent = 0.0
+        for position in range(len(prompt), len(prompt) + steps):
+            token, seconds = self._step([token], position)
+            spent += seconds
+        return spent / steps
+
+    def _step(self, tokens: Sequence[int], position: int) -> tuple[int, float]:
+        count = len(tokens)
+        outputs = np.zeros(count, np.bool_)
+        outputs[-1] = True
+        positions = np.arange(position, position + count, dtype=np.int32)
+        batch = Batch(np.zeros(count, np.int32), positions, outputs)
+        began = time.perf_counter()
+        state: np.ndarray = np.array(tokens, np.int32)
+        for window in self._windows[:-1]:
+            state = window.run(batch, state)
+        logits = self._windows[-1].run_last(batch, state)
+        seconds = time.perf_counter() - began
+        return int(np.argmax(logits[-1])), seconds
+
+    def close(self) -> None:
+        for window in self._windows:
+            window.close()
+
+
+def main() -> None:
+    parser = arguments("What the ring costs per token, over the bare compute of its windows.", rounds=7)
+    parser.add_argument("--devices", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="per daemon (1)")
+    parser.add_argument("--tokens", type=int, default=48, help="generated per measurement (48)")
+    parser.add_argument("--model", type=Path, help="a GGUF instead of the synthetic one")
+    options = parser.parse_args()
+    model = options.model or synthetic_model()
+    prompts = Prompts(N_VOCAB if options.model is None else 1000)
+    with Daemons(model, [()] * options.devices, options.threads) as ring:
+        bare = BareWindows(ring.home, ring.plan, options.threads)
+        try:
+            subject, baseline = alternate(
+                lambda: 1e3 * ring.answer(prompts.take(PROMPT), options.tokens).per_token_s,
+                lambda: 1e3 * bare.per_token_s(prompts.take(PROMPT), options.tokens),
+                options.rounds,
+                "ring",
+            )
+        finally:
+            bare.close()
+        spans = ", ".join(f"[{hop.first},{hop.last})" for hop in ring.plan.hops)
+    name = f"a token through {options.devices} daemons"
+    report = Report(
+        "Overhead of the ring",
+        {
+            "model": DESCRIPTION if options.model is None else options.model.name,
+            "windows": spans,
+            "threads": options.threads,
+            "tokens": options.tokens,
+        },
+        [Comparison(name, "ms", "ring", "windows alone", subject, baseline, "at most 1.05")],
+    )
+    publish(report, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""One daemon alone against llama-cpp-python with the same file and threads: prefill and decode.
+
+Both are taken as their users meet them: the daemon through its front door, the library through
+`Llama.generate` with its own chunk size. Aim: not slower.
+
+    python -m benchmarks.single
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llama_cpp import Llama
+
+from benchmarks.compare import Comparison, Report, alternate, arguments, publish
+from benchmarks.daemons import Daemons, Prompts, Timing
+from benchmarks.models import DESCRIPTION, N_VOCAB, synthetic_model
+
+SHORT = 16  # tokens of the prompt that decode is measured after
+
+
+class Library:
+    """llama-cpp-python on the whole file."""
+
+    def __init__(self, model: Path, n_ctx: int, threads: int, flash_attention: bool) -> None:
+        self._llama = Llama(
+            str(model),
+            n_ctx=n_ctx,
+            n_threads=threads,
+            n_threads_batch=threads,
+            flash_attn=flash_attention,
+            verbose=False,
+        )
+
+    def answer(self, prompt: Sequence[int], max_tokens: int) -> Timing:
+        self._llama.reset()
+        began = time.perf_counter()
+        first = last = 0.0
+        for count, _ in enumerate(self._llama.generate(list(prompt), temp=0.0), start=1):
+            last = time.perf_counter()
+            first = first or last
+            if count == max_tokens:
+                break
+        return Timing(first - began, max_tokens, last - first)
+
+    def close(self) -> None:
+        self._llama.close()
+
+
+def main() -> None:
+    parser = arguments("One daemon alone against llama-cpp-python.", rounds=7)
+    parser.add_argument("--threads", type=int, default=2, help="of both (2)")
+    parser.add_argument("--tokens", type=int, default=48, help="generated per measurement (48)")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill measurement (512)")
+    parser.add_argument(
+        "--no-flash-attention", action="store_true", help="in the library (it defaults to on here)"
+    )
+    parser.add_argument("--model", type=Path, help="a GGUF instead of the synthetic one")
+    options = parser.parse_args()
+    model = options.model or synthetic_model()
+    prompts = Prompts(N_VOCAB if options.model is None else 1000)
+    with Daemons(model, [()], options.threads) as alone:
+        library = Library(model, alone.plan.context.n_ctx, options.threads, not options.no_flash_attention)
+
+        def decode(answer: Callable[[Sequence[int], int], Timing]) -> Callable[[], float]:
+            return lambda: 1e3 * answer(prompts.take(SHORT), options.tokens).per_token_s
+
+        def prefill(answer: Callable[[Sequence[int], int], Timing]) -> Callable[[], float]:
+            return lambda: 1e3 * answer(prompts.take(options.prompt), 1).first_token_s
+
+        try:
+            decoded = alternate(decode(alone.answer), decode(library.answer), options.rounds, "decode")
+            filled = alternate(prefill(alone.answer), prefill(library.answer), options.rounds, "prefill")
+        finally:
+            library.close()
+        chunk = alone.plan.context.n_ubatch
+    names = ("edged", "llama-cpp-python")
+    report = Report(
+        "One daemon alone",
+        {
+            "model": DESCRIPTION if options.model is None else options.model.name,
+            "threads": options.threads,
+            "chunk": chunk,
+        },
+        [
+            Comparison("decode, per token", "ms", *names, *decoded, "at most 1"),
+            Comparison(f"prefill, {options.prompt} tokens", "ms", *names, *filled, "at most 1"),
+        ],
+    )
+    publish(report, options.json)
+
+
+if __name__ == "__main__":
+    main()
