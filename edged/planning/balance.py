@@ -15,6 +15,7 @@ from edged.planning.plan import ContextOptions, Expectation, Hop, LeftOut, Plan
 from edged.planning.profile import DeviceProfile, ModelProfile
 
 GIB = 2**30
+PIPELINE_CHUNK = 32  # prompt tokens per frame: few, so that all devices soon have work; enough for the kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,10 @@ def plan_balanced(
     model: ModelProfile,
     context: ContextOptions,
 ) -> Plan:
-    """Ring over `devices` (the head among them) for `model`. Raises PlanError with the numbers."""
+    """Ring over `devices` (the head among them) for `model`. Raises PlanError with the numbers.
+
+    `context.n_ubatch` is for one device alone; a ring takes prompts in chunks of at most PIPELINE_CHUNK.
+    """
     by_id = {device.device: device for device in devices}
     if head not in by_id:
         raise PlanError(f"the head {head} is not among the devices")
@@ -43,7 +47,8 @@ def plan_balanced(
         return _alone(epoch, by_id[head], workers, model, context, why="the model has too few layers")
 
     shares = [
-        _share(device, model, context, is_head=device.device == head) for device in [by_id[head], *workers]
+        _share(device, model, _chunked(context), is_head=device.device == head)
+        for device in [by_id[head], *workers]
     ]
     counts = _balance(shares, model)
     return _ring(epoch, shares, counts, model, context)
@@ -125,7 +130,11 @@ def _ring(
     )
     if placed == {head.device}:
         return _alone(epoch, head, [], model, context, why="", left_out=left_out)
-    return _checked(epoch, [s.device for s in shares], hops, model, context, left_out)
+    return _checked(epoch, [s.device for s in shares], hops, model, _chunked(context), left_out)
+
+
+def _chunked(context: ContextOptions) -> ContextOptions:
+    return context.model_copy(update={"n_ubatch": min(context.n_ubatch, PIPELINE_CHUNK)})
 
 
 def _snap(cuts: list[int], allowed: tuple[int, ...]) -> list[int]:
