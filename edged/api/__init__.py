@@ -1,0 +1,1 @@
+"""HTTP: OpenAI's routes, health and metrics, on Starlette and uvicorn."""
