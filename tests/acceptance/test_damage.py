@@ -108,7 +108,7 @@ def test_a_source_that_serves_damaged_bytes_is_named(pair: Cluster) -> None:
     status = pair.head.wait_until(
         lambda status: bool(status.problem) or bool(status.plan and status.plan.left_out), "word of it"
     )
-    words = [status.problem, *(out.reason for out in status.plan.left_out if status.plan)]
+    words = [status.problem, *(out.reason for out in (status.plan.left_out if status.plan else ()))]
     assert any(name in word for word in words), words
     assert not any("\n" in word for word in words)
     assert not copy.exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance.cluster import FLAGS, MODEL, Cluster, form_cluster
-from tests.lab import Daemon, Device, Home
+from tests.lab import Daemon, Device, Home, edged_command
 
 LEFTOVERS = (".tmp", ".partial", ".sock", ".pid", ".part")
 
@@ -64,7 +64,7 @@ def test_a_daemon_stopped_while_it_starts_leaves_nothing(home: Home) -> None:
 def test_a_ring_stopped_in_the_middle_of_an_answer_leaves_nothing(pair: Cluster) -> None:
     """The head and its client first, then the worker."""
     place = pair.head.place
-    client = place.popen([*_run_command(), "Count to a thousand.", "--max-tokens", "1500"])
+    client = place.popen([*edged_command(), "run", MODEL, "Count to a thousand.", "--max-tokens", "1500"])
     pair.head.wait_until(lambda status: status.active_requests == 1, "running request")
     pair.head.process.interrupt()
     assert pair.head.process.wait(30) == 0
@@ -75,12 +75,6 @@ def test_a_ring_stopped_in_the_middle_of_an_answer_leaves_nothing(pair: Cluster)
     for daemon in pair.daemons:
         assert "Traceback" not in daemon.log
         assert_nothing_left(daemon)
-
-
-def _run_command() -> list[str]:
-    from tests.lab import edged_command
-
-    return [*edged_command(), "run", MODEL]
 
 
 def test_a_killed_daemon_does_not_hinder_the_next(home: Home) -> None:
