@@ -81,10 +81,10 @@ def cuts(architecture: str, n_layers: int, metadata: Mapping[str, Value], global
         value = metadata.get(f"{architecture}.{key}")
         if value and value != -1:
             return Cuts((), f"a model of the architecture {architecture} with {key} cannot be cut yet")
-    for key in ("attention.head_count", "attention.head_count_kv"):
-        value = metadata.get(f"{architecture}.{key}")
-        if isinstance(value, tuple) and not all(value):
-            return Cuts((), "models with layers without attention cannot be cut yet")
+    for key, value in metadata.items():
+        # libllama takes some shapes from the first entry, and a window's first is another.
+        if isinstance(value, tuple) and per_layer(architecture, key, value, n_layers) and len(set(value)) > 1:
+            return Cuts((), f"models whose layers differ in {key.partition('.')[2]} cannot be cut yet")
     known = {EMBEDDING, *OUTPUT_SIDE, *SHARED}
     present = set(globals_)
     if strange := sorted(present - known):

@@ -188,8 +188,7 @@ def _window_pairs(manifest: Manifest, first: int, last: int, n_vocab: int) -> li
         value = entry.value
         if entry.key in scales:
             value = 1.0
-        elif per_layer(architecture, entry.key, value, manifest.n_layers):
-            assert isinstance(value, tuple)
+        elif isinstance(value, tuple) and per_layer(architecture, entry.key, value, manifest.n_layers):
             value = value[first:last]
         if isinstance(value, bytes):
             raise BrokenModelError(f"the manifest of {manifest.name} has bytes as {entry.key}")

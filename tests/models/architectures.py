@@ -15,7 +15,6 @@ class Shape:
     n_heads: int = 4
     n_kv_heads: int = 2
     n_ff: int = 96
-    n_ffs: tuple[int, ...] = ()  # one per layer, where they differ
     n_experts: int = 4
     n_experts_used: int = 2
     n_vocab: int = 288
@@ -64,10 +63,9 @@ def _attention(shape: Shape, at: str, qkv_bias: bool = False, out_bias: bool = F
 
 
 def _gated_ffn(shape: Shape, at: str) -> Iterator[Tensor]:
-    width = shape.n_ffs[int(at.removeprefix("blk."))] if shape.n_ffs else shape.n_ff
-    yield f"{at}.ffn_gate.weight", (shape.n_embd, width)
-    yield f"{at}.ffn_up.weight", (shape.n_embd, width)
-    yield f"{at}.ffn_down.weight", (width, shape.n_embd)
+    yield f"{at}.ffn_gate.weight", (shape.n_embd, shape.n_ff)
+    yield f"{at}.ffn_up.weight", (shape.n_embd, shape.n_ff)
+    yield f"{at}.ffn_down.weight", (shape.n_ff, shape.n_embd)
 
 
 def _plain_ffn(shape: Shape, at: str, bias: bool) -> Iterator[Tensor]:
@@ -82,7 +80,9 @@ def _experts(shape: Shape, at: str) -> Iterator[Tensor]:
     yield f"{at}.ffn_down_exps.weight", (shape.n_ff, shape.n_embd, shape.n_experts)
 
 
-def _llama(shape: Shape, qkv_bias: bool = False, qk_norm: bool = False, experts: str = "") -> Iterator[Tensor]:
+def _llama(
+    shape: Shape, qkv_bias: bool = False, qk_norm: bool = False, experts: str = ""
+) -> Iterator[Tensor]:
     yield from _ends(shape)
     for index in range(shape.n_layers):
         at = f"blk.{index}"

@@ -11,8 +11,6 @@ from llama_cpp import llama_cpp as llama
 def reference_logits(path: Path, tokens: np.ndarray, prompt: int, n_ctx: int) -> np.ndarray:
     """Logits (n_tokens, n_vocab) of the whole file: `prompt` tokens in one batch, then one by one."""
     llama.llama_backend_init()
-    silent = llama.llama_log_callback(lambda *_: None)
-    llama.llama_log_set(silent, None)
     options = llama.llama_model_default_params()
     options.load_mode = llama.LLAMA_LOAD_MODE_NONE
     model = llama.llama_model_load_from_file(str(path).encode(), options)
@@ -43,5 +41,4 @@ def reference_logits(path: Path, tokens: np.ndarray, prompt: int, n_ctx: int) ->
     finally:
         llama.llama_free(context)
         llama.llama_model_free(model)
-        llama.llama_log_set(llama.llama_log_callback(0), None)
     return np.concatenate(rows)

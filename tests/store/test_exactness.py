@@ -24,7 +24,9 @@ PROMPT = 16
 STEPS = 4
 
 
-def windows_logits(manifest: Manifest, catalogue: Catalogue, cuts: list[int], tokens: np.ndarray) -> np.ndarray:
+def windows_logits(
+    manifest: Manifest, catalogue: Catalogue, cuts: list[int], tokens: np.ndarray
+) -> np.ndarray:
     """Logits of every token, the first PROMPT in one batch and the rest one by one."""
     edges = list(zip([0, *cuts], [*cuts, manifest.n_layers], strict=True))
     windows: list[NativeWindow] = []
@@ -88,13 +90,8 @@ def test_the_unread_embedding_of_any_type_is_accepted(architecture: str, n_embd:
 
 
 def test_lists_per_layer_are_sliced(tmp_path: Path) -> None:
-    widths = (96, 64, 128, 96, 32)
-    path = write_random_model(
-        tmp_path / "model.gguf",
-        "llama",
-        Shape(n_ffs=widths),
-        hyperparameters={"feed_forward_length": list(widths)},
-    )
+    lists: dict[str, object] = {"feed_forward_length": [96] * 5, "attention.head_count_kv": [2] * 5}
+    path = write_random_model(tmp_path / "model.gguf", "llama", hyperparameters=lists)
     check(path, tmp_path, [[], [2], [1, 4]])
 
 
