@@ -169,7 +169,7 @@ template <typename Body>
 void Window::in_runs(const BatchView& batch, Body body) {
     cancelled_ = false;
     try {
-        for (const Run& run : split_into_runs(batch.seq_ids)) body(run);
+        for (const Run& run : split_into_runs(batch.seq_ids, batch.positions, share_below_)) body(run);
     } catch (const std::exception& failure) {
         capture_.disarm();
         throw WindowFailure(failure.what() + forget(batch));

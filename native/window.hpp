@@ -119,6 +119,7 @@ class Window {
     int64_t n_vocab_ = 0;
     int64_t width_ = 0;
     int64_t most_positions_ = 0;
+    int32_t share_below_ = INT32_MAX;
     int n_pos_per_row_ = 1;  // M-RoPE takes four positions per hidden state
     BufferBytes memory_;
 

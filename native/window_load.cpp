@@ -56,6 +56,16 @@ bool on_progress(float done, void* progress) { return (*static_cast<const Progre
 
 bool on_abort_check(void* cancelled) { return static_cast<std::atomic<bool>*>(cancelled)->load(); }
 
+// ggml's flash attention divides the cache of a lone token among its threads from 512 cells on, and adds up
+// in another order than for a token in company. A sequence must get the same result either way, so from the
+// position where its cache can be that long it computes alone. On a GPU company matters anyway.
+int32_t share_below(const WindowOptions& options) {
+    const bool divides = options.n_threads > 1 && options.n_gpu_layers == 0 &&
+                         options.flash_attention != "off" &&
+                         (options.kv_type == "f16" || options.kv_type == "f32");
+    return divides ? static_cast<int32_t>(kCellPadding) : INT32_MAX;
+}
+
 std::string layers(int first, int last) {
     return "layers " + std::to_string(first) + " to " + std::to_string(last - 1);
 }
@@ -70,6 +80,7 @@ Window::Window(WindowSource source, WindowOptions options, const Progress& progr
       n_embd_(source.n_embd),
       n_vocab_(source.n_vocab),
       most_positions_(options.n_ctx),
+      share_below_(share_below(options)),
       capture_(source.capture.value_or("")) {
     static std::once_flag once;
     std::call_once(once, llama_backend_init);
