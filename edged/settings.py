@@ -277,7 +277,7 @@ def _parsed(setting: Setting, text: str) -> object:
 def _nearest(variable: str) -> str:
     import difflib  # noqa: PLC0415 - only on the way to an error
 
-    close = difflib.get_close_matches(variable, _BY_VARIABLE, n=1)
+    close = difflib.get_close_matches(variable, _BY_VARIABLE, n=1, cutoff=0.8)
     return f"did you mean {close[0]}?" if close else "unset it"
 
 
