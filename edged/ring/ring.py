@@ -1,0 +1,145 @@
+"""The ring as its head sees it: batches go in, logits come out, and none is ever forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edged.backend.window import Batch, KvOp, Logits, Tokens, Window
+from edged.errors import BY_CODE, EdgedError, RingBrokenError, RingError
+from edged.planning.plan import Plan
+from edged.ring.frame import Failure
+from edged.ring.stage import Stage, ring_depth
+from edged.ring.stats import StageStats
+from edged.ring.transport import OnBroken, Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a batch: logits (n_outputs, n_vocab), or a failure."""
+
+    batch_id: int
+    logits: Logits | None
+    failure: Failure | None = None
+
+    @property
+    def error(self) -> EdgedError | None:
+        """The failure as the exception it was."""
+        if self.failure is None:
+            return None
+        return BY_CODE.get(self.failure.code, RingError)(self.failure.message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    batch_id: int
+    kv_ops: tuple[KvOp, ...]
+    batch: Batch
+    tokens: Tokens
+
+
+class Ring:
+    """The head's stage, and the account of what is in flight.
+
+    on_result: called once per submitted batch, in order of submission unless the ring breaks; mostly on the
+               compute thread, and on any thread when the ring breaks. It must be quick (put it in a queue).
+    on_broken: after every batch has been failed with RingBrokenError's code.
+
+    After a failure other than a broken ring the batch's tokens are in the KV cache of the hops before the
+    failing one, and not of those after: remove the sequences' positions from the batch's first on. Such an
+    operation is in order behind whatever else of the sequence is in flight.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        windows: Mapping[int, Window],
+        transport: Transport,
+        on_result: Callable[[Result], None],
+        on_broken: OnBroken,
+    ) -> None:
+        self._depth = ring_depth(plan)
+        self._on_result = on_result
+        self._on_broken = on_broken
+        self._lock = threading.Lock()
+        self._in_flight: set[int] = set()
+        self._waiting: deque[_Entry] = deque()
+        self._order: dict[int, None] = {}  # every batch not yet answered, as submitted
+        self._broken: EdgedError | None = None
+        self._stage = Stage(plan, plan.head, windows, transport, self._broke, self._arrived)
+
+    @property
+    def plan(self) -> Plan:
+        return self._stage.plan
+
+    @property
+    def depth(self) -> int:
+        """Batches the ring carries at once; more than that wait at its entry, in order."""
+        return self._depth
+
+    @property
+    def in_flight(self) -> int:
+        """Batches submitted and not yet answered."""
+        return len(self._order)
+
+    def connect(self) -> None:
+        """Open the links; every other device must have its stage by now. Raises RingBrokenError."""
+        self._stage.connect()
+
+    def submit(self, batch_id: int, kv_ops: tuple[KvOp, ...], batch: Batch, tokens: Tokens) -> None:
+        """Send a batch round the ring; never blocks. A batch of no tokens only changes KV state.
+
+        Raises RingBrokenError, FrameError where the batch does not fit this ring, RingError where the
+        batch id is in use.
+        """
+        self._stage.form.check(kv_ops, batch)
+        with self._lock:
+            if self._broken is not None:
+                raise RingBrokenError(self._broken.message)
+            if batch_id in self._order:
+                raise RingError(f"batch {batch_id} is in the ring already")
+            self._order[batch_id] = None
+            self._waiting.append(_Entry(batch_id, kv_ops, batch, tokens))
+            self._enter()
+
+    def stats(self) -> StageStats:
+        return self._stage.stats()
+
+    def close(self) -> None:
+        """Fail what is in flight, leave the ring, join its threads. Idempotent."""
+        self._fail_all(RingBrokenError(f"the ring of epoch {self.plan.epoch} was closed"))
+        self._stage.close()
+
+    def _enter(self) -> None:
+        while self._waiting and len(self._in_flight) < self._depth:
+            entry = self._waiting.popleft()
+            self._in_flight.add(entry.batch_id)
+            self._stage.submit(entry.batch_id, entry.kv_ops, entry.batch, entry.tokens)
+
+    def _arrived(self, batch_id: int, logits: Logits | None, failure: Failure | None) -> None:
+        with self._lock:
+            if batch_id not in self._in_flight:
+                return  # failed already, when the ring broke
+            self._in_flight.remove(batch_id)
+            del self._order[batch_id]
+            self._enter()
+        self._on_result(Result(batch_id, logits, failure))
+
+    def _broke(self, error: EdgedError) -> None:
+        self._fail_all(error)
+        self._on_broken(error)
+
+    def _fail_all(self, error: EdgedError) -> None:
+        with self._lock:
+            if self._broken is not None:
+                return
+            self._broken = error
+            lost = tuple(self._order)
+            self._order.clear()
+            self._in_flight.clear()
+            self._waiting.clear()
+        failure = Failure(RingBrokenError.code, error.message, self.plan.head)
+        for batch_id in lost:
+            self._on_result(Result(batch_id, None, failure))
