@@ -16,7 +16,8 @@ from pathlib import Path
 
 from edged.errors import DamagedPartError, EdgedError, MissingPartError, StoreError, UnknownModelError
 from edged.store.manifest import Manifest, Part
-from edged.store.part_file import PartFile, clean_scratch, disk_errors
+from edged.store.part_file import PartFile, clean_scratch, disk_errors, sync_directory
+from edged.store.partial_file import SUFFIX, drop_partial_files
 from edged.store.store_lock import StoreLock
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,11 @@ class Catalogue:
             for directory in (self._models, self._parts, self.scratch):
                 directory.mkdir(parents=True, exist_ok=True)
             self.lock = StoreLock(root / "lock")
-            with self.lock:
-                clean_scratch(self.scratch)
-        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._verified: dict[str, tuple[int, int, int]] = {}  # by SHA-256, as `_state` was
         self._read: dict[Path, tuple[int, Manifest]] = {}
+        with disk_errors(home, 0), self.lock:
+            clean_scratch(self.scratch)
+            drop_partial_files(self.scratch, but=self._known_parts())
 
     # ---- models
 
@@ -155,11 +157,10 @@ class Catalogue:
         path = self.path(part.sha256)
         try:
             with path.open("rb") as file:
-                status = path.stat()
-                state = (status.st_size, status.st_mtime_ns, status.st_ino)
+                state = _state(path)
                 if self._verified.get(part.sha256) == state:
                     return path
-                good = status.st_size == part.size
+                good = state[0] == part.size
                 good = good and hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
         except OSError as error:
             raise StoreError(
@@ -182,14 +183,23 @@ class Catalogue:
         """Take a finished scratch file into the store; its SHA-256. One that is here already is kept."""
         sha256 = file.finish()
         with self.lock:
+            target = self._part_path(sha256)
             if not self.has(sha256):
-                file.move_to(self._part_path(sha256))
+                file.move_to(target)
+                self._verified[sha256] = _state(target)
         return sha256
 
-    def adopt_path(self, path: Path, sha256: str) -> None:
-        """Take a file that was checked to have this hash into the store; it is moved."""
+    def partial_path(self, sha256: str) -> Path:
+        """Where the part is gathered while it is fetched."""
+        return self.scratch / f"{sha256}{SUFFIX}"
+
+    def adopt_path(self, path: Path, part: Part) -> None:
+        """Take a durable file that was checked to be this part into the store; it is moved."""
+        target = self._part_path(part.sha256)
         with self.lock:
-            path.replace(self._part_path(sha256))
+            path.replace(target)
+            sync_directory(target.parent)
+            self._verified[part.sha256] = _state(target)
 
     def keep_only(self, manifest: Manifest, parts: Collection[Part]) -> int:
         """Drop the model's other parts, save those that another model shares; bytes made free."""
@@ -199,8 +209,7 @@ class Catalogue:
     def drop_unused(self, shas: Collection[str]) -> None:
         """Remove these parts where no known model has them: what a refused import has written."""
         with self.lock:
-            used = {part.sha256 for model in self.models() for part in model.parts}
-            for sha256 in set(shas) - used:
+            for sha256 in set(shas) - self._known_parts():
                 self._part_path(sha256).unlink(missing_ok=True)
 
     # ---- inside; the lock is held where something is removed
@@ -217,7 +226,11 @@ class Catalogue:
                 with contextlib.suppress(FileNotFoundError):
                     self._part_path(part.sha256).unlink()
                     freed += part.size
+                self.partial_path(part.sha256).unlink(missing_ok=True)
         return freed
+
+    def _known_parts(self) -> set[str]:
+        return {part.sha256 for model in self.models() for part in model.parts}
 
     def _manifest(self, path: Path) -> Manifest:
         changed = path.stat().st_mtime_ns
@@ -235,3 +248,9 @@ class Catalogue:
 
     def _part_path(self, sha256: str) -> Path:
         return self._parts / f"{sha256}.gguf"
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file does: size, time of change, inode."""
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns, status.st_ino)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from edged.backend import _native
+import edged.backend._native as native
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +23,4 @@ class TypeLayout:
 @cache
 def layouts() -> dict[int, TypeLayout]:
     """Every type that this build of ggml knows, by its number in a GGUF file."""
-    return {number: TypeLayout(name, size, count) for number, name, size, count in _native.tensor_types()}
+    return {number: TypeLayout(name, size, count) for number, name, size, count in native.tensor_types()}
