@@ -60,7 +60,7 @@ class Head(Protocol):
     @property
     def is_busy(self) -> bool: ...
     def attach(self, manifest: Manifest, plan: Plan) -> None: ...
-    def detach(self, reason: str) -> None: ...
+    def detach(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class Coordinator:
 
     def _fail(self, problem: str) -> None:
         log.warning("no ring: %s", problem)
-        self._head.detach(problem)
+        self._head.detach()
         self._broken = False
         self._set(state="failed", problem=problem)
         self._wake(RETRY_S)
@@ -243,7 +243,7 @@ class Coordinator:
         if manifest is None:
             return
         if self._broken:
-            self._head.detach(self._state.problem)
+            self._head.detach()
             self._shun_the_silent()
         peers = self._present()
         plan = self._plan(manifest, peers)
@@ -296,7 +296,7 @@ class Coordinator:
         log.info("epoch %d: %s", plan.epoch, plan.describe())
         previous = self._state.plan
         self._set(state="loading", problem="", epoch=plan.epoch)
-        self._head.detach("the ring is being rearranged")
+        self._head.detach()
         self._broken = False
         clients = {device: self._dial(peer) for device, peer in peers.items()}
         try:

@@ -11,7 +11,7 @@ from edged.cluster.assignment import Assignment, Endpoint
 from edged.cluster.identity import Identity
 from edged.errors import PeerLostError
 from edged.rpc.channel import connect
-from edged.store.fetch import GrpcSource, PartSource
+from edged.store.part_source import GrpcSource, PartSource
 
 
 class Neighbours:

@@ -21,8 +21,9 @@ from edged.ring.transport import Transport
 from edged.rpc.messages import Progress
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
-from edged.store.fetch import PartSource, fetch_parts
+from edged.store.fetch import fetch_parts
 from edged.store.manifest import Manifest, Part
+from edged.store.part_source import PartSource
 
 log = logging.getLogger(__name__)
 
@@ -198,15 +199,20 @@ class Worker:
             return
         total = sum(part.size for part in missing)
         log.info("fetching %d parts of %s, %.1f MB", len(missing), manifest.name, total / 1e6)
-        fetch_parts(
-            missing,
-            self._surroundings.sources(assignment.sources),
-            self._catalogue,
-            on_progress=lambda done: report(
-                Progress(stage="fetching layers", device=self._name, done=done, total=total, unit="bytes")
-            ),
-            cancelled=lambda: self._latest != assignment.plan.epoch,
-        )
+        sources = self._surroundings.sources(assignment.sources)
+        try:
+            fetch_parts(
+                missing,
+                sources,
+                self._catalogue,
+                on_progress=lambda done: report(
+                    Progress(stage="fetching layers", device=self._name, done=done, total=total, unit="bytes")
+                ),
+                cancelled=lambda: self._latest != assignment.plan.epoch,
+            )
+        finally:
+            for source in sources:
+                source.close()
 
     def _remember(self, manifest: Manifest) -> None:
         """Note the model; one of the same name gives way if this device only ran layers of it."""

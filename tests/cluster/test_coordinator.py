@@ -88,7 +88,7 @@ class FakeHead:
             self.plans.append(plan)
             self.attached.notify_all()
 
-    def detach(self, reason: str) -> None:
+    def detach(self) -> None:
         pass
 
     def wait_for(self, what: Callable[[Plan], bool]) -> Plan:

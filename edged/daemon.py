@@ -1,0 +1,269 @@
+"""The composition root: the only place where concrete parts are put together.
+
+A daemon either *leads* (it founded the cluster: it plans, heads the ring and answers) or *follows* (it runs
+windows and passes questions on). Both run a Worker. What starts last is closed first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+
+from edged import __version__
+from edged.api.server import HttpServer
+from edged.backend import native
+from edged.backend.source import WindowSource
+from edged.cluster.address_book import Address, AddressBook
+from edged.cluster.admission import Admission
+from edged.cluster.coordinator import Coordinator
+from edged.cluster.discovery import Announcement, DiscoveredPeer, Discovery, Role
+from edged.cluster.heart import Heart
+from edged.cluster.heartbeat_service import HeartbeatService
+from edged.cluster.join_server import JoinServer
+from edged.cluster.known_models import KnownModels
+from edged.cluster.member_client import MemberClient
+from edged.cluster.member_service import MemberService
+from edged.cluster.membership import Membership
+from edged.cluster.neighbours import Neighbours
+from edged.cluster.roster import MembershipRoster
+from edged.cluster.worker import Worker
+from edged.device.local_device import profile
+from edged.errors import EdgedError
+from edged.node.belonging import settle
+from edged.node.follow import Follow
+from edged.node.keys import OwnersKeys
+from edged.node.lead import Lead
+from edged.node.process import only_one, stop_signals
+from edged.node.pulse import Pulse
+from edged.planning.plan import ContextOptions
+from edged.planning.profile import DeviceProfile
+from edged.ring.grpc_transport import GrpcTransport
+from edged.ring.ring import Result
+from edged.rpc import edged_pb2_grpc
+from edged.rpc.channel import connect
+from edged.rpc.front_door_service import FrontDoorService
+from edged.rpc.server import peer_device, serve, serve_local
+from edged.serving.head import Head
+from edged.settings import Settings, ensure_api_key
+from edged.store.catalogue import Catalogue
+from edged.store.manifest import Manifest
+from edged.store.service import StoreService
+
+CHUNK_ALONE = 512  # prompt tokens per batch on one device, llama.cpp's own default; a ring takes fewer
+RPC_THREADS = 64  # each link in, each answer under way and each layer being sent holds one
+
+Say = Callable[[str], None]
+Register = Callable[[grpc.Server], None]
+
+
+def run_daemon(settings: Settings, say: Say) -> None:
+    """Runs until SIGINT or SIGTERM. Raises EdgedError where it cannot start; leaves nothing behind."""
+    stop = threading.Event()
+    with stop_signals(stop), only_one(settings.home), ExitStack() as stack:
+        daemon = Daemon(settings, say, stop, stack)
+        daemon.start()
+        stop.wait()
+        say("stopping")
+    say("stopped")
+
+
+class Daemon:
+    """One device's parts. `stack` closes them, the last started first."""
+
+    def __init__(self, settings: Settings, say: Say, stop: threading.Event, stack: ExitStack) -> None:
+        self._settings = settings
+        self._say = say
+        self._stop = stop
+        self._stack = stack
+        self._identity = settle(settings, say)
+        self._catalogue = Catalogue(settings.home)
+        self._neighbours = Neighbours(self._identity)
+        self._transport = GrpcTransport(self._neighbours.open_channel, peer_device)
+        self._speed = native.measure(settings.threads)
+        self._held: Callable[[], int] = lambda: 0  # bytes of the windows loaded here
+
+    def start(self) -> None:
+        settings, identity, say = self._settings, self._identity, self._say
+        say(f"edged {__version__}: {identity.name} ({identity.device}) of the cluster {identity.cluster}")
+        inside, admission = self._lead() if identity.is_founder else (self._follow(), None)
+        keys = OwnersKeys(admission, self._stop)
+        local = serve_local(settings.socket_path, [_front_door(FrontDoorService(inside, keys))])
+        self._stack.callback(local.close)
+        memory = self._profile().memory_budget / 2**30
+        say(f"listening on port {settings.port}; {settings.threads} threads, {memory:.1f} GiB for models")
+        if settings.http is not None:
+            self._open_http(inside)
+        if settings.model is not None:
+            self._load_meanwhile(inside, settings.model)
+
+    # ---- the two kinds of daemon ------------------------------------------------------------------------
+
+    def _lead(self) -> tuple[Lead, Admission]:
+        settings, identity, stack = self._settings, self._identity, self._stack
+        head = Head(self._vocabulary, lambda: worker.ring)
+        worker = self._worker(
+            lambda result: head.deliver(result.batch_id, result.logits, result.failure),
+            lambda epoch, error: coordinator.ring_broke(epoch, error.message),
+        )
+        membership = Membership(lambda event: inside.member_event(event))
+        coordinator = Coordinator(
+            profile=self._profile,
+            port=settings.port,
+            roster=MembershipRoster(membership),
+            local=worker,
+            dial=lambda peer: MemberClient(connect(identity, peer.device, peer.host, peer.port), peer.name),
+            head=head,
+            wish=self._wish,
+            last_epoch=lambda: max(
+                (worker.latest_epoch, *(member.report.epoch for member in membership.members()))
+            ),
+        )
+        inside = Lead(
+            identity=identity,
+            catalogue=self._catalogue,
+            models=KnownModels(
+                self._catalogue,
+                lambda member: connect(identity, member.device, member.host, member.report.port),
+            ),
+            membership=membership,
+            coordinator=coordinator,
+            head=head,
+            worker=worker,
+            profile=self._profile,
+            port=settings.port,
+        )
+        stack.callback(membership.close)
+        stack.callback(worker.close)
+        stack.callback(head.close)
+        coordinator.start()
+        stack.callback(coordinator.close)
+        self._serve(worker, inside, HeartbeatService(membership, inside.view).add_to)
+        admission = Admission(identity)
+        stack.callback(JoinServer(identity, admission, settings.join_port).close)
+        self._announce("founder", lambda _: None)
+        return inside, admission
+
+    def _follow(self) -> Follow:
+        settings, identity, stack = self._settings, self._identity, self._stack
+        worker = self._worker(lambda _: None, lambda epoch, error: pulse.ring_broke(epoch, error))
+        stack.callback(worker.close)
+        given = Address(settings.peer.host, settings.peer.port) if settings.peer is not None else None
+        addresses = AddressBook(settings.home / "identity" / "coordinator", given)
+        inside = Follow(
+            identity=identity,
+            catalogue=self._catalogue,
+            worker=worker,
+            open_head=lambda: connect(identity, identity.founder, *addresses.likeliest()),
+            say=self._say,
+        )
+        stack.callback(inside.close)
+        self._serve(worker, inside)
+        pulse = Pulse(identity.name, settings.port, self._profile, self._catalogue, worker)
+        heart = Heart(identity, addresses, pulse.report, inside)
+        stack.callback(heart.close)
+        pulse.on_news(heart.beat_now)
+
+        def found(peer: DiscoveredPeer) -> None:
+            if peer.device == identity.founder and peer.cluster == identity.cluster:
+                heart.coordinator_seen(peer.hosts, peer.port)
+
+        self._announce("member", found)
+        return inside
+
+    # ---- pieces of both ---------------------------------------------------------------------------------
+
+    def _worker(
+        self, on_result: Callable[[Result], None], on_broken: Callable[[int, EdgedError], None]
+    ) -> Worker:
+        def load(source: WindowSource, context: ContextOptions, gpu_layers: int) -> native.NativeWindow:
+            return native.load_window(source, context, self._settings.threads, gpu_layers)
+
+        worker = Worker(
+            device=self._identity.device,
+            name=self._identity.name,
+            catalogue=self._catalogue,
+            load_window=load,
+            transport=self._transport,
+            surroundings=self._neighbours,
+            on_result=on_result,
+            on_broken=on_broken,
+        )
+        self._held = lambda: worker.memory_held
+        return worker
+
+    def _serve(self, worker: Worker, inside: Lead | Follow, *more: Register) -> None:
+        member = MemberService(worker, self._identity.founder)
+        store = StoreService(self._catalogue)
+        services: list[Register] = [
+            self._transport.add_to,
+            lambda server: edged_pb2_grpc.add_MemberServicer_to_server(member, server),
+            lambda server: edged_pb2_grpc.add_StoreServicer_to_server(store, server),
+            _front_door(FrontDoorService(inside)),
+            *more,
+        ]
+        self._stack.callback(serve(self._identity, services, self._settings.port, RPC_THREADS).close)
+
+    def _announce(self, role: Role, found: Callable[[DiscoveredPeer], None]) -> None:
+        identity = self._identity
+        announcement = Announcement(identity.device, identity.cluster, role, self._settings.port)
+        self._stack.callback(Discovery(announcement, found).close)
+
+    def _open_http(self, inside: Lead | Follow) -> None:
+        settings = self._settings
+        assert settings.http is not None
+        key = settings.api_key if settings.http.is_loopback else ensure_api_key(settings)
+        http = HttpServer(inside, inside, settings.http, key)
+        http.start()
+        self._stack.callback(http.close)
+        inside.http = str(http.address)
+        where = "" if key is None else f", with the key in {settings.api_key_path}"
+        if key is not None and settings.api_key is not None:
+            where = ", with the key in EDGED_API_KEY"
+        self._say(f"HTTP at http://{http.address}/v1{where}")
+
+    def _load_meanwhile(self, inside: Lead | Follow, model: str) -> None:
+        """The daemon answers while it loads; what goes wrong is said here and shows in `edged status`."""
+
+        def load() -> None:
+            try:
+                for step in inside.load(model):
+                    if step.finished:
+                        self._say(f"{step.device} has its layers of {model}")
+                self._say(f"{model} is ready")
+            except EdgedError as error:
+                self._say(f"{model} could not be loaded: {error.message}")
+
+        threading.Thread(target=load, name="load-model").start()  # ends when coordinator or channel close
+
+    def _vocabulary(self, manifest: Manifest) -> Path:
+        return self._catalogue.path(manifest.by_name["vocab"].sha256)
+
+    def _wish(self, manifest: Manifest) -> ContextOptions:
+        settings = self._settings
+        return ContextOptions(
+            n_ctx=settings.ctx_for(manifest.n_ctx_train),
+            n_seq_max=settings.parallel,
+            n_ubatch=CHUNK_ALONE,
+            kv_type=settings.kv_type,
+            flash_attention=settings.flash_attention,
+            wire_type=settings.wire_type,
+        )
+
+    def _profile(self) -> DeviceProfile:
+        return profile(
+            device=self._identity.device,
+            name=self._identity.name,
+            home=self._settings.home,
+            threads=self._settings.threads,
+            speed=self._speed,
+            cap=self._settings.memory,
+            held=self._held(),
+        )
+
+
+def _front_door(service: FrontDoorService) -> Register:
+    return lambda server: edged_pb2_grpc.add_FrontDoorServicer_to_server(service, server)

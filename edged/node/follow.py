@@ -1,0 +1,115 @@
+"""The inside of a device that joined a cluster: it runs its windows and passes questions on to the head."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from edged import __version__
+from edged.api.daemon_view import Statistics
+from edged.cluster.identity import Identity
+from edged.cluster.messages import ClusterView
+from edged.cluster.worker import Worker
+from edged.errors import EdgedError, PeerLostError
+from edged.node.figures import summary, window_statistics
+from edged.rpc.front_door import FrontDoorClient
+from edged.rpc.messages import ModelsAnswer, Progress, StatusAnswer
+from edged.serving.generation import GenerateRequest, Generation
+from edged.store.catalogue import Catalogue
+
+
+class Follow:
+    """What front doors reach on a member: Interior, DaemonView and HeartListener in one.
+
+    open_head: a channel to the head, to close after use; raises PeerLostError while nobody knows where it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        catalogue: Catalogue,
+        worker: Worker,
+        open_head: Callable[[], grpc.Channel],
+        say: Callable[[str], None],
+    ) -> None:
+        self._identity = identity
+        self._catalogue = catalogue
+        self._worker = worker
+        self._open_head = open_head
+        self._say = say
+        self._lock = threading.Lock()
+        self._view: ClusterView | None = None
+        self._trouble = "the head has not been reached yet"
+        self._channel: grpc.Channel | None = None
+        self.http = ""
+
+    # ---- Interior
+
+    def generate(self, request: GenerateRequest) -> Generation:
+        return self._head().generate(request)
+
+    def load(self, model: str) -> Iterator[Progress]:
+        return self._head().load(model)
+
+    def models(self) -> ModelsAnswer:
+        """The cluster's models as the head knows them; the own store's where the head is out of reach."""
+        if self._view is not None:
+            try:
+                return ModelsAnswer(models=self._head().models())
+            except EdgedError:
+                pass
+        return ModelsAnswer(models=tuple(summary(m, self._catalogue, "") for m in self._catalogue.models()))
+
+    def status(self) -> StatusAnswer:
+        view = self._view
+        return StatusAnswer(
+            device=self._identity.device,
+            name=self._identity.name,
+            version=__version__,
+            cluster=self._identity.cluster,
+            coordinator=self._identity.founder,
+            http=self.http,
+            state=view.state if view is not None and not self._trouble else "failed",
+            problem=self._trouble or (view.problem if view is not None else ""),
+            model=view.model if view is not None else "",
+            plan=view.plan if view is not None else None,
+            members=view.members if view is not None else (),
+        )
+
+    # ---- DaemonView
+
+    def statistics(self) -> Statistics:
+        return window_statistics(self._worker, self._identity.name)
+
+    # ---- HeartListener
+
+    def coordinator_says(self, view: ClusterView) -> None:
+        if self._trouble:
+            self._say(f"in the cluster {self._identity.cluster}: the head answers")
+        self._trouble = ""
+        self._view = view
+
+    def coordinator_lost(self, error: EdgedError) -> None:
+        self._trouble = error.message
+        self._say(f"the head does not answer: {error.message}")
+        self._drop_channel()
+
+    def close(self) -> None:
+        self._drop_channel()
+
+    def _head(self) -> FrontDoorClient:
+        if self._trouble:
+            raise PeerLostError(f"the head of this cluster cannot be reached: {self._trouble}")
+        with self._lock:
+            if self._channel is None:
+                self._channel = self._open_head()
+            return FrontDoorClient(self._channel, "the head")
+
+    def _drop_channel(self) -> None:
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None

@@ -1,0 +1,40 @@
+"""The daemon as a process: one per home directory, stopped by SIGINT and SIGTERM."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edged.errors import AlreadyRunningError
+from edged.private_file import private_directory
+
+
+@contextmanager
+def stop_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop` while the context lasts. In the main thread only."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Holds the lock of the home directory. Raises AlreadyRunningError if another daemon does."""
+    folder = home / "run"
+    private_directory(folder)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AlreadyRunningError(
+                f"a daemon runs in {home} already; stop it with `edged stop`, or choose another --home"
+            ) from None
+        yield
