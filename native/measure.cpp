@@ -18,11 +18,12 @@ namespace edged {
 
 namespace {
 
-constexpr ggml_type kWeightType = GGML_TYPE_Q4_0;  // the commonest 4-bit layout, repacked by ggml where it can
-constexpr int64_t kColumns = 2048;                 // as wide as a small model's state
-constexpr int64_t kMatrixRows = 2048;              // rows of weights in the matrix-matrix product
-constexpr int64_t kBatch = 128;                    // tokens in the matrix-matrix product
-constexpr int64_t kLeastWeights = 48 << 20;        // bytes, so that no cache holds them
+constexpr ggml_type kWeightType =
+    GGML_TYPE_Q4_0;                          // the commonest 4-bit layout, repacked by ggml where it can
+constexpr int64_t kColumns = 2048;           // as wide as a small model's state
+constexpr int64_t kMatrixRows = 2048;        // rows of weights in the matrix-matrix product
+constexpr int64_t kBatch = 128;              // tokens in the matrix-matrix product
+constexpr int64_t kLeastWeights = 48 << 20;  // bytes, so that no cache holds them
 constexpr int64_t kMostWeights = 256 << 20;
 
 using Clock = std::chrono::steady_clock;
@@ -36,9 +37,10 @@ int64_t cache_bytes() {
 }
 
 // The buffer type that llama.cpp would put such weights into: repacked where the CPU has kernels for it.
-ggml_backend_buffer_type_t weights_buffer_type(ggml_backend_dev_t cpu, ggml_tensor* product, ggml_tensor* weights) {
-    auto* extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
-        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts"));
+ggml_backend_buffer_type_t weights_buffer_type(ggml_backend_dev_t cpu, ggml_tensor* product,
+                                               ggml_tensor* weights) {
+    auto* extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts"));
     ggml_backend_buffer_type_t* type = extra == nullptr ? nullptr : extra(cpu);
     for (; type != nullptr && *type != nullptr; ++type) {
         const ggml_backend_buffer_ptr probe(ggml_backend_buft_alloc_buffer(*type, 0));
@@ -103,7 +105,8 @@ class Product {
         std::vector<char> packed(row_bytes);
         ggml_quantize_chunk(kWeightType, row.data(), packed.data(), 0, 1, kColumns, nullptr);
         std::vector<char> all(ggml_nbytes(weights_));
-        for (size_t at = 0; at < all.size(); at += row_bytes) std::copy(packed.begin(), packed.end(), all.begin() + at);
+        for (size_t at = 0; at < all.size(); at += row_bytes)
+            std::copy(packed.begin(), packed.end(), all.begin() + at);
         ggml_backend_tensor_set(weights_, all.data(), 0, all.size());
         for (int64_t i = 0; i < input->ne[1]; ++i) {
             ggml_backend_tensor_set(input, row.data(), i * input->nb[1], kColumns * sizeof(float));

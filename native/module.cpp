@@ -73,13 +73,13 @@ Matrix run(edged::Window& window, const Array& seq_ids, const Array& positions, 
     return to_numpy(std::move(rows));
 }
 
-void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_vocab, const nb::bytes& header,
-          const std::vector<SegmentTuple>& segments, const std::optional<EmbeddingTuple>& embedding,
-          const std::optional<std::string>& capture, int64_t n_ctx, int64_t n_seq_max, int64_t n_ubatch,
-          int64_t n_threads, const std::string& kv_type, const std::string& flash_attention, int64_t n_gpu_layers,
-          const nb::object& progress) {
-    edged::WindowSource source{first,   last, n_embd, n_vocab, std::string(header.c_str(), header.size()), {},
-                               std::nullopt, capture};
+void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_vocab,
+          const nb::bytes& header, const std::vector<SegmentTuple>& segments,
+          const std::optional<EmbeddingTuple>& embedding, const std::optional<std::string>& capture,
+          int64_t n_ctx, int64_t n_seq_max, int64_t n_ubatch, int64_t n_threads, const std::string& kv_type,
+          const std::string& flash_attention, int64_t n_gpu_layers, const nb::object& progress) {
+    edged::WindowSource source{
+        first, last, n_embd, n_vocab, std::string(header.c_str(), header.size()), {}, std::nullopt, capture};
     for (const auto& [offset, length, path, file_offset] : segments) {
         source.segments.push_back({offset, length, path.value_or(""), file_offset});
     }

@@ -154,7 +154,8 @@ void Window::decode(const Run& run, const BatchView& batch, std::span<const int3
 
 std::string Window::forget(const BatchView& batch) {
     std::map<int32_t, int32_t> from;
-    for (size_t row = 0; row < batch.size(); ++row) from.try_emplace(batch.seq_ids[row], batch.positions[row]);
+    for (size_t row = 0; row < batch.size(); ++row)
+        from.try_emplace(batch.seq_ids[row], batch.positions[row]);
     llama_memory_t memory = llama_get_memory(context_.get());
     std::string lost;
     for (const auto& [seq, position] : from) {
@@ -183,7 +184,8 @@ Rows Window::run(const BatchView& batch, std::span<const int32_t> tokens, std::s
     if (yields_logits()) throw WindowFailure("the window that ends the model yields logits: use run_last");
     check_batch(batch, tokens, hidden);
     const auto n_rows = static_cast<int64_t>(batch.size());
-    Rows result{std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n_rows * width_)), n_rows, width_};
+    Rows result{std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n_rows * width_)), n_rows,
+                width_};
     in_runs(batch, [&](const Run& run) {
         capture_.arm(result.data.get(), width_, run);
         decode(run, batch, tokens, hidden, true);
@@ -192,7 +194,8 @@ Rows Window::run(const BatchView& batch, std::span<const int32_t> tokens, std::s
     return result;
 }
 
-Rows Window::run_last(const BatchView& batch, std::span<const int32_t> tokens, std::span<const float> hidden) {
+Rows Window::run_last(const BatchView& batch, std::span<const int32_t> tokens,
+                      std::span<const float> hidden) {
     const std::lock_guard guard(lock_);
     check_open();
     if (!yields_logits()) throw WindowFailure("only the window that ends the model yields logits: use run");
@@ -203,7 +206,8 @@ Rows Window::run_last(const BatchView& batch, std::span<const int32_t> tokens, s
         place[row] = n_rows;
         n_rows += batch.outputs[row] ? 1 : 0;
     }
-    Rows result{std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n_rows * n_vocab_)), n_rows, n_vocab_};
+    Rows result{std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n_rows * n_vocab_)), n_rows,
+                n_vocab_};
     in_runs(batch, [&](const Run& run) {
         decode(run, batch, tokens, hidden, false);
         for (size_t i = 0; i < run.size(); ++i) {

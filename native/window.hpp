@@ -1,4 +1,5 @@
-// A window of layers: model, context and KV cache. Everything from outside is checked before libllama sees it.
+// A window of layers: model, context and KV cache. Everything from outside is checked before libllama sees
+// it.
 #pragma once
 
 #include <llama.h>

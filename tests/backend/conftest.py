@@ -27,7 +27,9 @@ def model_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def source_of(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], WindowSource]:
+def source_of(
+    model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int, int], WindowSource]:
     catalogue = Catalogue(tmp_path_factory.mktemp("store"))
     manifest = import_model(model_path, catalogue, "smol")
     return lambda first, last: compose(manifest, catalogue, first, last)

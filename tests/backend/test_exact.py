@@ -52,3 +52,33 @@ def test_prefill_in_chunks_and_greedy_steps(
         expected, found = whole.decode([row]), chain.decode([row])
         assert np.abs(found - expected).max() == 0
     whole.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kv_type": "q8_0", "flash_attention": "on"},
+        {"kv_type": "f32", "flash_attention": "off"},
+        {"n_ctx": 640},  # beyond 512 cells flash attention goes another way
+    ],
+    ids=["q8_0", "f32-without-flash", "long"],
+)
+def test_other_contexts(
+    change: dict[str, object], make_chain: MakeChain, model_path: Path, context: ContextOptions
+) -> None:
+    options = ContextOptions.model_validate(context.model_dump() | {"n_seq_max": 1, "n_ubatch": 256} | change)
+    chain = make_chain([0, 13, 30], options)
+    whole = reference(model_path, options)
+    tokens = (PROMPT * 8)[: options.n_ctx - 20]
+    rows = prompt(0, tokens)
+    for start in range(0, len(rows), options.n_ubatch):
+        chunk = rows[start : start + options.n_ubatch]
+        flags = [row == chunk[-1] for row in chunk]
+        expected, found = whole.decode(chunk, last_only=True), chain.decode(chunk, flags)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() == 0
+    for step in range(16):
+        row = (0, len(rows) + step, int(expected[-1].argmax()))
+        expected, found = whole.decode([row]), chain.decode([row])
+        assert np.abs(found - expected).max() == 0
+    whole.close()

@@ -17,7 +17,7 @@ Row = tuple[int, int, int]  # sequence, position, token
 
 
 class WholeModel:
-    """One model and context; `decode` gives the logits of every row of a batch."""
+    """One model and context; `decode` gives the logits of a batch, row by row."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class WholeModel:
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(n_ubatch, 0, 1)
 
-    def decode(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+    def decode(self, rows: Sequence[Row], last_only: bool = False) -> npt.NDArray[np.float32]:
         batch = self.batch
         batch.n_tokens = len(rows)
         for i, (seq, position, token) in enumerate(rows):
@@ -55,16 +55,15 @@ class WholeModel:
             batch.pos[i] = position
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = seq
-            batch.logits[i] = 1
+            batch.logits[i] = not last_only or i == len(rows) - 1
         assert llama_cpp.llama_decode(self.context, batch) == 0
         found = [
             np.ctypeslib.as_array(
-                ctypes.cast(
-                    llama_cpp.llama_get_logits_ith(self.context, i), ctypes.POINTER(ctypes.c_float)
-                ),
+                ctypes.cast(llama_cpp.llama_get_logits_ith(self.context, i), ctypes.POINTER(ctypes.c_float)),
                 (self.n_vocab,),
             ).copy()
             for i in range(len(rows))
+            if batch.logits[i]
         ]
         return np.stack(found)
 
