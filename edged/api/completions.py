@@ -32,6 +32,7 @@ class Completions:
         self._lock = threading.Lock()  # `_generations` and `_cancelled`: also used by the queueing thread
         self._generations: list[Generation] = []
         self._cancelled = False
+        self._finished: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -66,11 +67,15 @@ class Completions:
         return item
 
     def cancel(self) -> None:
-        """Free all sequences at once; idempotent, from any thread."""
+        """Free all sequences that are not finished, at once; idempotent, from any thread."""
         with self._lock:
             self._cancelled = True
-            generations = list(self._generations)
-        for generation in generations:
+            running = [
+                generation
+                for index, generation in enumerate(self._generations)
+                if index not in self._finished
+            ]
+        for generation in running:
             generation.cancel()
 
     def fail(self, error: Exception) -> None:
@@ -96,9 +101,10 @@ class Completions:
         try:
             async for event in generation:
                 lap.saw(event)
-                await self._items.put((index, event))
                 if event.finish_reason is not None:
-                    return
-            raise RingError("the answer broke off")
+                    self._finished.add(index)
+                await self._items.put((index, event))
+            if index not in self._finished:
+                raise RingError("the answer broke off")
         except Exception as error:  # noqa: BLE001 - raised again where the events are read
             await self._items.put(error)

@@ -24,6 +24,8 @@ from edged.settings import HostPort
 
 WORKERS = 8  # threads that queue requests and ask the daemon, so that the loop never waits
 
+DATE_S = 1.0  # how old the Date header may grow
+
 
 class HttpServer:
     """`start` binds and serves; `close` ends all answers, and leaves no thread and no socket."""
@@ -107,6 +109,12 @@ class _Server(uvicorn.Server):
         self._loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="edged-http-worker"))
         await super().startup(sockets)
         self.settled.set()
+
+    async def main_loop(self) -> None:
+        """uvicorn's looks ten times a second whether to end; this one is told."""
+        while not await self.on_tick(0):  # 0: also renew the Date header
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._context.closing.wait(), DATE_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._context.closing.set()

@@ -1,4 +1,4 @@
-"""A real HTTP server on a real port per test; a thread that outlives it fails the test."""
+"""A real HTTP server on a real port, for each test or for each file; a thread it leaves fails the test."""
 
 from __future__ import annotations
 
@@ -15,6 +15,27 @@ from edged.settings import HostPort
 from tests.api.parrot import House, Parrot
 
 StartServer = Callable[..., HttpServer]
+Shared = tuple[HttpServer, Parrot, House]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Shared]:
+    """One server for all tests of a file that ask for it: many small questions, none of which harms it."""
+    parrot, house = Parrot(), House()
+    server = HttpServer(parrot, house, HostPort("127.0.0.1", 0))
+    server.start()
+    yield server, parrot, house
+    server.close()
+
+
+@pytest.fixture
+def asked(shared: Shared) -> Iterator[httpx.Client]:
+    """A client of the shared server, whose parrot has heard nothing yet and whose house is as at first."""
+    server, parrot, house = shared
+    parrot.generations.clear()
+    vars(house).update(vars(House()))
+    with httpx.Client(base_url=f"http://{server.address}", timeout=30, trust_env=False) as client:
+        yield client
 
 
 @pytest.fixture

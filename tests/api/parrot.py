@@ -43,6 +43,8 @@ class ParrotGeneration:
     def __init__(self, request: GenerateRequest) -> None:
         self.request = request
         self.cancelled = threading.Event()
+        self._released = threading.Event()
+        self.ends = True
         self._gone: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -51,7 +53,7 @@ class ParrotGeneration:
 
     async def __aiter__(self) -> AsyncIterator[GenerateEvent]:
         self._gone, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        if self.cancelled.is_set():
+        if self._released.is_set():
             self._gone.set()
         said = 0
         async for text in self._words():
@@ -61,12 +63,19 @@ class ParrotGeneration:
             said += 1
             yield GenerateEvent(text=text, token_ids=(said,))
             await asyncio.sleep(0)
+        if not self.ends:
+            return
         prompt = len(subject(self.request).split())
         usage = Usage(prompt_tokens=prompt, completion_tokens=said, cached_tokens=prompt // 2)
         yield GenerateEvent(finish_reason="length" if self.request.max_tokens else "stop", usage=usage)
 
     def cancel(self) -> None:
         self.cancelled.set()
+        self.release()
+
+    def release(self) -> None:
+        """Let a generation that waits go on; it may not have begun yet."""
+        self._released.set()
         if self._gone is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._gone.set)
 
@@ -91,6 +100,7 @@ class ParrotGeneration:
             case "fizzle":  # ends without saying why
                 yield "so "
                 await self._gone.wait()
+                self.ends = False
             case "overflow later":
                 raise ContextOverflowError(f"the prompt has 200 tokens, the context {CONTEXT}")
             case _:
@@ -101,7 +111,7 @@ class ParrotGeneration:
 class Parrot:
     def __init__(self) -> None:
         self.generations: list[ParrotGeneration] = []
-        self.queued = threading.Semaphore(0)  # released once per accepted request
+        self._queued = threading.Condition()
         self.gate = threading.Event()  # `generate` waits for it: a prompt that takes long to tokenise
         self.gate.set()
         self.entered = threading.Event()
@@ -121,9 +131,16 @@ class Parrot:
         if len(about.split()) > CONTEXT:
             raise ContextOverflowError(f"the prompt has {len(about.split())} tokens, the context {CONTEXT}")
         generation = ParrotGeneration(request)
-        self.generations.append(generation)
-        self.queued.release()
+        with self._queued:
+            self.generations.append(generation)
+            self._queued.notify_all()
         return generation
+
+    def generation(self, index: int = 0) -> ParrotGeneration:
+        """The `index`th request's, as soon as it is there."""
+        with self._queued:
+            assert self._queued.wait_for(lambda: len(self.generations) > index, 30)
+            return self.generations[index]
 
 
 class House:
