@@ -17,7 +17,6 @@ from edged import __version__
 from edged.api.server import HttpServer
 from edged.backend import native
 from edged.backend.source import WindowSource
-from edged.cluster.address_book import Address, AddressBook
 from edged.cluster.admission import Admission
 from edged.cluster.coordinator import Coordinator
 from edged.cluster.discovery import Announcement, DiscoveredPeer, Discovery, Role
@@ -33,11 +32,11 @@ from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
 from edged.device.local_device import profile
 from edged.errors import EdgedError
-from edged.node.belonging import settle
+from edged.node.belonging import coordinator_address, settle
 from edged.node.follow import Follow
 from edged.node.keys import OwnersKeys
 from edged.node.lead import Lead
-from edged.node.process import only_one, stop_signals
+from edged.node.process import log_to, only_one, stop_signals
 from edged.node.pulse import Pulse
 from edged.planning.plan import ContextOptions
 from edged.planning.profile import DeviceProfile
@@ -63,7 +62,7 @@ Register = Callable[[grpc.Server], None]
 def run_daemon(settings: Settings, say: Say) -> None:
     """Runs until SIGINT or SIGTERM. Raises EdgedError where it cannot start; leaves nothing behind."""
     stop = threading.Event()
-    with stop_signals(stop), only_one(settings.home), ExitStack() as stack:
+    with stop_signals(stop), only_one(settings.home), log_to(settings), ExitStack() as stack:
         daemon = Daemon(settings, say, stop, stack)
         daemon.start()
         stop.wait()
@@ -109,7 +108,7 @@ class Daemon:
             lambda result: head.deliver(result.batch_id, result.logits, result.failure),
             lambda epoch, error: coordinator.ring_broke(epoch, error.message),
         )
-        membership = Membership(lambda event: inside.member_event(event))
+        membership = Membership(lambda event: inside.member_event(event))  # noqa: PLW0108 - made below
         coordinator = Coordinator(
             profile=self._profile,
             port=settings.port,
@@ -149,10 +148,12 @@ class Daemon:
 
     def _follow(self) -> Follow:
         settings, identity, stack = self._settings, self._identity, self._stack
-        worker = self._worker(lambda _: None, lambda epoch, error: pulse.ring_broke(epoch, error))
+        worker = self._worker(
+            lambda _: None,
+            lambda epoch, error: pulse.ring_broke(epoch, error),  # noqa: PLW0108 - made below
+        )
         stack.callback(worker.close)
-        given = Address(settings.peer.host, settings.peer.port) if settings.peer is not None else None
-        addresses = AddressBook(settings.home / "identity" / "coordinator", given)
+        addresses = coordinator_address(settings)
         inside = Follow(
             identity=identity,
             catalogue=self._catalogue,

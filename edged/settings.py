@@ -134,9 +134,13 @@ def parse_host_port(text: str, lowest: int = 1) -> HostPort:
     return HostPort(match[1] or match[2], int(match[3]))
 
 
-def parse_http(text: str) -> HostPort | None:
-    """Port 0 takes any free port; `off` is None."""
-    return None if text.strip().lower() == "off" else parse_host_port(text, lowest=0)
+NO_HTTP = HostPort("", 0)
+"""What `off` is while settings are read, since None there means that nothing was said."""
+
+
+def parse_http(text: str) -> HostPort:
+    """Port 0 takes any free port; `off` is NO_HTTP."""
+    return NO_HTTP if text.strip().lower() == "off" else parse_host_port(text, lowest=0)
 
 
 def parse_key(text: str) -> str:
@@ -240,6 +244,8 @@ def read_settings(environ: Mapping[str, str], flags: Mapping[str, object] | None
             raise SettingsError(f"edged has no setting '{name}'")
         if value is not None:
             values[name] = value
+    if values.get("http") == NO_HTTP:
+        values["http"] = None
     values.setdefault("home", parse_home(default_home(environ)))
     values.setdefault("name", _host_name())
     values.setdefault("threads", _cores())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edged.cluster import authority, identity
+from edged.cluster.address_book import Address, AddressBook
 from edged.cluster.discovery import find_founder
 from edged.cluster.identity import Identity
 from edged.cluster.join import join
@@ -39,6 +40,12 @@ def settle(settings: Settings, say: Callable[[str], None]) -> Identity:
     return own
 
 
+def coordinator_address(settings: Settings) -> AddressBook:
+    """Where the founder may be reached, as far as this device knows."""
+    given = Address(settings.peer.host, settings.peer.port) if settings.peer is not None else None
+    return AddressBook(settings.home / "identity" / "coordinator", given)
+
+
 def _join(settings: Settings, token: str, cluster: str, say: Callable[[str], None]) -> Identity:
     if settings.peer is not None:
         founder = settings.peer
@@ -47,5 +54,6 @@ def _join(settings: Settings, token: str, cluster: str, say: Callable[[str], Non
         peer = find_founder(cluster, FIND_S)
         founder = HostPort(peer.hosts[0], peer.port)
     own = join(settings.home, token, founder.host, founder.port, settings.name)
+    coordinator_address(settings).worked(Address(founder.host, founder.port))
     say(f"joined the cluster {own.cluster} at {founder}")
     return own

@@ -20,7 +20,9 @@ class OwnersKeys:
 
     def token(self) -> TokenAnswer:
         if self._admission is None:
-            raise ClusterError("only the device that founded the cluster gives tokens: run `edged token` there")
+            raise ClusterError(
+                "only the device that founded the cluster gives tokens: run `edged token` there"
+            )
         return TokenAnswer(token=str(self._admission.new_token()), expires_in_s=int(LIFETIME_S))
 
     def stop(self) -> StopAnswer:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from edged.errors import AlreadyRunningError
 from edged.private_file import private_directory
+from edged.settings import Settings
+
+LOG_BYTES = 2 * 2**20  # of each of two files
 
 
 @contextmanager
@@ -38,3 +43,19 @@ def only_one(home: Path) -> Iterator[None]:
                 f"a daemon runs in {home} already; stop it with `edged stop`, or choose another --home"
             ) from None
         yield
+
+
+@contextmanager
+def log_to(settings: Settings) -> Iterator[None]:
+    """The log goes to HOME/daemon.log; the terminal gets only what a person wants to know."""
+    handler = RotatingFileHandler(settings.home / "daemon.log", maxBytes=LOG_BYTES, backupCount=1, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("edged")
+    logger.addHandler(handler)
+    logger.setLevel(settings.log_level.upper())
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -53,11 +53,13 @@ class Head:
         """Raises ModelError before the first model is there, and what `Engine.generate` raises."""
         engine, manifest = self._engine, self._manifest
         if engine is None or manifest is None:
-            raise ModelError("no model is loaded; load one with `edged run MODEL ...` or `edged start --model`")
+            raise ModelError(
+                "no model is loaded; load one with `edged run MODEL ...` or `edged start --model`"
+            )
         return engine.generate(request.model_copy(update={"model": None}))
 
     def attach(self, manifest: Manifest, plan: Plan) -> None:
-        """The ring of `plan` is live: answer with it. Raises ModelError for a vocabulary that will not load."""
+        """The ring of `plan` is live: answer with it. Raises ModelError where the vocabulary will not load."""
         with self._lock:
             if self.model != manifest.id:
                 self._unload()
@@ -85,9 +87,7 @@ class Head:
 
     def _load(self, manifest: Manifest) -> None:
         self._tokenizer = Tokenizer(self._vocabulary(manifest))
-        self._engine = Engine(
-            model=manifest.name, tokenizer=self._tokenizer, recurrent=manifest.recurrent
-        )
+        self._engine = Engine(model=manifest.name, tokenizer=self._tokenizer, recurrent=manifest.recurrent)
         self._manifest = manifest
 
     def _unload(self) -> None:
