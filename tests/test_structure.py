@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ring", "store", "device"),
     ("rpc",),
     ("cluster", "serving"),
-    ("api",),
+    ("api", "node"),
     ("daemon",),
     ("cli", "__main__"),
 )

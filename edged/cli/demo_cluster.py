@@ -119,7 +119,7 @@ class DemoCluster:
 
     def __init__(self, count: int, threads: int) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="edged-"))
-        self._devices = [
+        self.devices = [
             DemoDevice(self._root, f"demo-{index + 1}", max(1, threads // count)) for index in range(count)
         ]
 
@@ -130,19 +130,19 @@ class DemoCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with _uninterrupted():
-            for device in self._devices:
+            for device in self.devices:
                 device.ask_to_stop()
             deadline = time.monotonic() + STOP_S
-            for device in self._devices:
+            for device in self.devices:
                 device.wait(deadline)
             shutil.rmtree(self._root, ignore_errors=True)
 
     def front_door(self) -> AbstractContextManager[FrontDoorClient]:
-        return self._devices[0].front_door()
+        return self.devices[0].front_door()
 
     def start(self, model: Path) -> None:
         """Until every device is in the ring. Raises DaemonError, PlanError, and what importing raises."""
-        first, *others = self._devices
+        first, *others = self.devices
         name = import_file(first.home, model, None)
         say(f"starting {first.name}")
         first.start()
@@ -173,17 +173,17 @@ class DemoCluster:
                 if device.name in missing:
                     device.ask_to_stop()
                     device.wait(time.monotonic() + STOP_S)
-                    device.start(client.token().token, peer=f"127.0.0.1:{self._devices[0].port}")
+                    device.start(client.token().token, peer=f"127.0.0.1:{self.devices[0].port}")
             _until(joined, START_S, "not every device has joined")
         say(f"{len(others) + 1} devices have found each other")
 
     def _missing(self, status: StatusAnswer) -> list[str]:
         alive = {member.name for member in status.members if member.state == "alive"} | {status.name}
-        return [device.name for device in self._devices if device.name not in alive]
+        return [device.name for device in self.devices if device.name not in alive]
 
     def _check(self, status: StatusAnswer) -> None:
         in_ring = set(status.plan.devices) if status.plan else set()
-        if len(in_ring) == len(self._devices):
+        if len(in_ring) == len(self.devices):
             return
         names = device_names(status)
         reasons = (
@@ -192,7 +192,7 @@ class DemoCluster:
             else []
         )
         raise PlanError(
-            f"only {len(in_ring)} of {len(self._devices)} devices are in the ring; "
+            f"only {len(in_ring)} of {len(self.devices)} devices are in the ring; "
             + ("; ".join(reasons) or status.problem or "edged status says nothing about it")
         )
 

@@ -19,13 +19,11 @@ def command(file: Path, name: str | None) -> None:
 
     It is cut by layers, checked, and tried before it is accepted. A running daemon knows it at once.
     """
-    settings = current_settings()
-    imported = import_file(settings.home, file, name)
-    say(f"imported {imported}.")
+    import_file(current_settings().home, file, name)
 
 
 def import_file(home: Path, file: Path, name: str | None) -> str:
-    """The name under which `file` is now in the store of `home`; progress is shown."""
+    """Import `file` into the store of `home`, with progress; the model's name there."""
     from edged.cli.progress import progress_view
     from edged.rpc.messages import Progress
     from edged.store.catalogue import Catalogue
@@ -36,4 +34,6 @@ def import_file(home: Path, file: Path, name: str | None) -> str:
         def report(done: int, total: int) -> None:
             view.show(Progress(stage=f"importing {file.name}", done=done, total=total, unit="bytes"))
 
-        return import_model(file, Catalogue(home), name, report=report).name
+        imported = import_model(file, Catalogue(home), name, report=report).name
+    say(f"imported {imported}")
+    return imported
