@@ -59,7 +59,7 @@ class Head:
         return engine.generate(request.model_copy(update={"model": None}))
 
     def attach(self, manifest: Manifest, plan: Plan) -> None:
-        """The ring of `plan` is live: answer with it. Raises ModelError where the vocabulary will not load."""
+        """The ring of `plan` is live. Raises ModelError for a vocabulary that will not load."""
         with self._lock:
             if self.model != manifest.id:
                 self._unload()
