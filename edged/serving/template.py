@@ -87,7 +87,7 @@ def _compile(source: str) -> jinja2.Template:
         lstrip_blocks=True,
         extensions=[Jinja2ChatFormatter.IgnoreGenerationTags, "jinja2.ext.loopcontrols"],
     )
-    environment.filters["tojson"] = Jinja2ChatFormatter.tojson
+    environment.add_filter("tojson", Jinja2ChatFormatter.tojson)
     return environment.from_string(source)
 
 

@@ -85,7 +85,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(optimized=False, finalize=_checked, **options)
         self.globals.pop("lipsum", None)
         for name, function in list(self.filters.items()):
-            self.filters[name] = _limited(function)
+            self.add_filter(name, function)
+
+    def add_filter(self, name: str, function: Callable[..., Any]) -> None:
+        self.filters[name] = _limited(function)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
