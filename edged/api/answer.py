@@ -49,7 +49,7 @@ class Answer(Response):
         context = self._context
         watch = context.metrics.stopwatch()
         with context.admit(len(self._requests)):
-            async with Completions(context.generator, self._requests, watch) as completions:
+            async with Completions(context.generator, context.threads, self._requests, watch) as completions:
                 write = self._write_stream if self._stream else self._write_whole
                 writing = asyncio.create_task(write(completions, send), name="answer")
                 hangup = asyncio.create_task(_hangup(receive), name="hang-up")
@@ -73,7 +73,6 @@ class Answer(Response):
     async def _write_whole(self, completions: Completions, send: Send) -> None:
         gathered = _Gathered(len(completions))
         try:
-            await completions.start()
             while gathered.unfinished:
                 gathered.add(await completions.next())
         except Exception as error:
@@ -88,7 +87,6 @@ class Answer(Response):
         limits = self._context.limits
         gathered = _Gathered(len(completions))
         try:
-            await completions.start()
             item = await _within(limits.headers_s, completions)
         except Exception as error:
             raise as_api_error(error, self._shape.prompt) from error

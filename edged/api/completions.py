@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from edged.api.metrics import Stopwatch
+from edged.api.queueing import QueueingThreads
 from edged.errors import RingError
 from edged.serving.generation import GenerateEvent, GenerateRequest, Generation, Generator
 
@@ -19,15 +20,23 @@ Item = tuple[int, GenerateEvent]
 class Completions:
     """Runs `requests` side by side and yields their events as (index, event) in order of arrival.
 
-    Use as an async context manager: leaving it cancels what still runs.
+    All are queued, or none. Use as an async context manager: entering it begins, leaving it cancels what
+    still runs.
     """
 
-    def __init__(self, generator: Generator, requests: Sequence[GenerateRequest], watch: Stopwatch) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        threads: QueueingThreads,
+        requests: Sequence[GenerateRequest],
+        watch: Stopwatch,
+    ) -> None:
         self._generator = generator
+        self._threads = threads
         self._requests = tuple(requests)
         self._watch = watch
         self._items: asyncio.Queue[Item | Exception] = asyncio.Queue(BUFFERED_EVENTS)
-        self._pumps: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._lock = threading.Lock()  # `_generations` and `_cancelled`: also used by the queueing thread
         self._generations: list[Generation] = []
@@ -38,27 +47,19 @@ class Completions:
         return len(self._requests)
 
     async def __aenter__(self) -> Completions:
+        self._task = asyncio.create_task(self._run(), name="completions")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-
-    async def start(self) -> None:
-        """Queue them all, or none. Raises what `Generator.generate` raises."""
-        # In a thread: a long prompt takes its time to be tokenised, and other streams must go on.
-        await asyncio.to_thread(self._queue_all)
-        self._pumps = [
-            asyncio.create_task(self._pump(index, generation), name=f"completion-{index}")
-            for index, generation in enumerate(self._generations)
-        ]
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def next(self) -> Item:
-        """The next event of any of them. Raises what the failing one raised, or the error given to `fail`."""
+        """The next event of any. Raises what queueing or the first to fail raised, or the error of `fail`."""
         item = await self._items.get()
         if self._failure is not None:
             raise self._failure
@@ -85,6 +86,14 @@ class Completions:
         while not self._items.empty():
             self._items.get_nowait()
         self._items.put_nowait(error)
+
+    async def _run(self) -> None:
+        try:
+            await self._threads.submit(self._queue_all)
+        except Exception as error:  # noqa: BLE001 - raised again where the events are read
+            await self._items.put(error)
+        else:
+            await asyncio.gather(*(self._pump(*numbered) for numbered in enumerate(self._generations)))
 
     def _queue_all(self) -> None:
         for request in self._requests:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from edged.api.daemon_view import DaemonView
 from edged.api.limits import HttpLimits
 from edged.api.metrics import Metrics
+from edged.api.queueing import QueueingThreads
 from edged.errors import OverloadedError
 from edged.serving.generation import Generator
 
@@ -22,6 +23,7 @@ class ApiContext:
         self.limits = limits
         self.metrics = Metrics(daemon)
         self.closing = asyncio.Event()  # set in the server's loop when it begins to close
+        self.threads = QueueingThreads(limits.completions)
         self._running = 0
 
     @contextmanager

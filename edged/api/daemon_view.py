@@ -28,7 +28,7 @@ class Statistics(Document):
 
 
 class DaemonView(Protocol):
-    """Answers from memory, from any thread, without waiting for another device."""
+    """From any thread. Quick: `status` is asked before every request."""
 
     def models(self) -> ModelsAnswer: ...
     def status(self) -> StatusAnswer: ...

@@ -41,7 +41,7 @@ KINDS: Mapping[str, Kind] = {
     "already_running": _BROKEN,
     "not_running": _NOT_NOW,
     "port_taken": _BROKEN,
-    "model_error": _BROKEN,
+    "model_error": _NOT_NOW,
     "broken_model": _BROKEN,
     "unsupported_model": _REFUSED,
     "model_not_found": Kind(404, INVALID),

@@ -57,17 +57,15 @@ async def _answer(
 
 
 def _check_ring(status: StatusAnswer) -> None:
-    """While a ring gives way to the next, requests wait in the head; without any ring they are refused."""
-    if status.state == "ready" or status.plan is not None:
-        return
-    why = {
-        "idle": "no model is loaded yet",
-        "planning": "the devices are being planned for",
-        "loading": "the model is being loaded",
-        "failed": status.problem or "the model could not be loaded",
-    }[status.state]
-    headers = {"retry-after": str(RETRY_LATER_S)}
-    raise ApiError(503, f"not ready: {why}", kind=SERVER, code="not_ready", headers=headers)
+    """Refuse while the first ring is being made.
+
+    While one ring gives way to the next, requests wait in the head. In the other states it is the head's
+    matter: it may load the model for the request, or say why it cannot.
+    """
+    if status.plan is None and status.state in ("planning", "loading"):
+        message = f"{status.model or 'the model'} is being loaded; try again in a moment"
+        headers = {"retry-after": str(RETRY_LATER_S)}
+        raise ApiError(503, message, kind=SERVER, code="not_ready", headers=headers)
 
 
 async def _models(context: ApiContext) -> list[Json]:

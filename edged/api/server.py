@@ -22,7 +22,7 @@ from edged.errors import DaemonError
 from edged.serving.generation import Generator
 from edged.settings import HostPort
 
-WORKERS = 8  # threads that queue requests and ask the daemon, so that the loop never waits
+WORKERS = 4  # threads that ask the daemon, so that the loop never waits
 
 DATE_S = 1.0  # how old the Date header may grow
 
@@ -66,11 +66,16 @@ class HttpServer:
             raise DaemonError(f"HTTP could not be started on {self._address}")
 
     def close(self) -> None:
-        """Answers under way end with an error at once; idempotent."""
+        """Answers under way end with an error at once; idempotent.
+
+        A request that the head is still taking in (it loads its model first) ends when the head closes.
+        """
         if self._server is not None:
             self._server.stop()
         if self._thread is not None:
             self._thread.join()
+        if self._server is not None:
+            self._server.context.threads.close(self._limits.close_s)
         self._server = self._thread = None
 
 
@@ -93,7 +98,7 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
         self.settled = threading.Event()  # started, or never will
-        self._context: ApiContext = app.state.context
+        self.context: ApiContext = app.state.context
         self._close_s = limits.close_s
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -102,7 +107,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended already
-                self._loop.call_soon_threadsafe(self._context.closing.set)
+                self._loop.call_soon_threadsafe(self.context.closing.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -114,10 +119,10 @@ class _Server(uvicorn.Server):
         """uvicorn's looks ten times a second whether to end; this one is told."""
         while not await self.on_tick(0):  # 0: also renew the Date header
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._context.closing.wait(), DATE_S)
+                await asyncio.wait_for(self.context.closing.wait(), DATE_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._context.closing.set()
+        self.context.closing.set()
         cut = asyncio.get_running_loop().call_later(self._close_s, self._cut_off)
         try:
             await super().shutdown(sockets)

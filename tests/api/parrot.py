@@ -10,6 +10,7 @@ from edged.api.daemon_view import HopStatistics, Statistics
 from edged.errors import (
     ContextOverflowError,
     InvalidRequestError,
+    ModelError,
     OverloadedError,
     RingBrokenError,
     UnknownModelError,
@@ -126,6 +127,8 @@ class Parrot:
             raise OverloadedError("8 requests wait already; try again in a moment")
         if about == "refuse":
             raise InvalidRequestError("token 99 is not in the vocabulary")
+        if about == "unloaded":
+            raise ModelError("no model is loaded; load one with `edged run`")
         if about == "bug":
             raise ValueError("a secret of the inside")
         if len(about.split()) > CONTEXT:

@@ -238,15 +238,23 @@ def test_an_error_in_a_stream_is_its_last_event(asked: httpx.Client) -> None:
     assert "[DONE]" not in answer.text
 
 
-@pytest.mark.parametrize("state", ["idle", "planning", "loading", "failed"])
-def test_without_a_ring(asked: httpx.Client, shared: Shared, state: str) -> None:
+@pytest.mark.parametrize("state", ["planning", "loading"])
+def test_before_the_first_ring(asked: httpx.Client, shared: Shared, state: str) -> None:
     house = shared[2]
-    house.state, house.plan, house.problem = state, None, "disk full on barn"
+    house.state, house.plan = state, None
     answer = asked.post(CHAT, json={"messages": HELLO})
     assert answer.status_code == 503
     assert error_of(answer)["code"] == "not_ready"
     assert answer.headers["retry-after"]
-    assert ("disk full" in answer.text) == (state == "failed")
+
+
+@pytest.mark.parametrize("state", ["idle", "failed"])
+def test_without_a_ring_the_head_decides(asked: httpx.Client, shared: Shared, state: str) -> None:
+    shared[2].state, shared[2].plan = state, None
+    assert asked.post(CHAT, json={"messages": HELLO}).status_code == 200
+    answer = asked.post(CHAT, json={"messages": [{"role": "user", "content": "unloaded"}]})
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "model_error"
 
 
 def test_while_the_ring_changes_requests_go_on(asked: httpx.Client, shared: Shared) -> None:

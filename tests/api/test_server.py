@@ -210,6 +210,39 @@ def test_closing_does_not_wait_for_a_reader_that_takes_nothing(
     unfinished.close()
 
 
+def test_closing_does_not_wait_for_a_head_that_is_still_loading(
+    start_server: StartServer, parrot: Parrot
+) -> None:
+    server = start_server(limits=HttpLimits(close_s=0.1, headers_s=0.01, ping_s=0.01))
+    parrot.gate.clear()
+    line = post(server, messages=say("silence"), stream=True)
+    assert parrot.entered.wait(SOON)
+    assert line.recv(4096).startswith(
+        b"HTTP/1.1 200"
+    )  # a stream begins, so that the client knows it is heard
+    server.close()
+    assert b'"stopping"' in read_all(line)
+    line.close()
+    parrot.gate.set()
+    assert parrot.generation().cancelled.wait(SOON)
+    for thread in threading.enumerate():
+        if thread.name.startswith("edged"):
+            thread.join(SOON)
+
+
+def test_while_a_head_loads_the_state_can_be_asked(start_server: StartServer, parrot: Parrot) -> None:
+    server = start_server(limits=HttpLimits(completions=20))
+    parrot.gate.clear()
+    lines = [post(server, messages=say("hello")) for _ in range(20)]
+    assert parrot.entered.wait(SOON)
+    for path in ("/health", "/metrics", "/v1/models"):
+        assert httpx.get(f"http://{server.address}{path}", trust_env=False).status_code == 200
+    parrot.gate.set()
+    for line in lines:
+        assert line.recv(4096).startswith(b"HTTP/1.1 200")
+        line.close()
+
+
 def test_closing_leaves_no_socket(start_server: StartServer, parrot: Parrot) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
