@@ -14,6 +14,7 @@ from edged.errors import FrameError
 from edged.planning.plan import WireType
 
 Q8_BLOCK = 32  # values per scale: llama.cpp's own q8_0 block, fine enough for outlier channels
+_F32 = np.dtype("<f4")
 F16_MAX = 65504.0  # larger residuals are clamped: an infinity would poison every later layer
 
 Bytes = bytes | memoryview
@@ -33,7 +34,7 @@ def pack(hidden: Hidden, wire: WireType) -> Bytes:
     if not hidden.size:
         return b""
     if wire == "f32":
-        return np.ascontiguousarray(hidden, "<f4").reshape(-1).view(np.uint8).data
+        return np.ascontiguousarray(hidden, _F32).reshape(-1).view(np.uint8).data
     if wire == "f16":
         halves = np.clip(hidden, -F16_MAX, F16_MAX).astype("<f2")
         return halves.reshape(-1).view(np.uint8).data
@@ -50,8 +51,8 @@ def unpack(data: Bytes, n_tokens: int, width: int, wire: WireType) -> Hidden:
     if not data:
         return np.empty((n_tokens, width), np.float32)
     if wire == "f32":
-        values = np.frombuffer(data, "<f4").reshape(n_tokens, width)
-        return np.require(values, np.float32, ["C", "A"])
+        values = np.frombuffer(data, _F32).reshape(n_tokens, width)
+        return values if values.flags.aligned and _F32 == np.float32 else values.astype(np.float32)
     if wire == "f16":
         return np.frombuffer(data, "<f2").reshape(n_tokens, width).astype(np.float32)
     return _unpack_q8(data, n_tokens, width)

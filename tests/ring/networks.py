@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
-from edged.errors import UntrustedPeerError
+from edged.cluster import authority
 from edged.ring.grpc_transport import GrpcLink, GrpcTransport
 from edged.ring.memory import MemoryLink, MemoryNetwork
-
-MAX_MESSAGE = [("grpc.max_receive_message_length", 64 * 2**20), ("grpc.use_local_subchannel_pool", 1)]
-DEVICE_KEY = "test-device"
+from edged.rpc.channel import connect
+from edged.rpc.server import Server, peer_device, serve
 
 
 class Cable:
@@ -56,22 +56,29 @@ class Cable:
             thread.join()
 
 
-class _Named(grpc.StreamUnaryClientInterceptor):
-    """Stands in for the certificate: says who calls."""
+@dataclass(frozen=True)
+class Certificates:
+    """What a device shows the others; what `edged.rpc` asks of an identity."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    key_pem: bytes
+    certificate_pem: bytes
+    ca_pem: bytes
+    cluster: str = "test"
+    key_file: Path = Path()
+    certificate_file: Path = Path()
 
-    def intercept_stream_unary(self, continuation, details, requests):
-        metadata = (*details.metadata, (DEVICE_KEY, self._device))
-        return continuation(details._replace(metadata=metadata), requests)
 
+class Authority:
+    """A cluster's certificate authority."""
 
-def _named_device(context: grpc.ServicerContext) -> str:
-    for key, value in context.invocation_metadata():
-        if key == DEVICE_KEY:
-            return value
-    raise UntrustedPeerError("a caller without a certificate")
+    def __init__(self) -> None:
+        self._key, self._ca = authority.new_authority("0" * 16)
+
+    def certify(self, device: str) -> Certificates:
+        key = authority.new_key()
+        certificate = authority.issue(self._key, self._ca, device, key.public_key())
+        pem = authority.certificate_pem
+        return Certificates(authority.key_pem(key), pem(certificate), pem(self._ca))
 
 
 class MemoryWires:
@@ -95,40 +102,36 @@ class MemoryWires:
 
 
 class GrpcWires:
-    """A gRPC server per device, and a cable per pair of devices."""
+    """A gRPC server with mutual TLS per device, and a cable per pair of devices."""
 
     def __init__(self) -> None:
-        self._servers: dict[str, tuple[grpc.Server, ThreadPoolExecutor, int]] = {}
+        self._authority = Authority()
+        self._certificates: dict[str, Certificates] = {}
+        self._servers: dict[str, Server] = {}
         self._cables: dict[tuple[str, str], Cable] = {}
 
     def transport(self, device: str) -> GrpcTransport:
-        pool = ThreadPoolExecutor(8, thread_name_prefix=f"server-{device}")
-        server = grpc.server(pool, options=MAX_MESSAGE)
-        transport = GrpcTransport(lambda to: self._channel(device, to), _named_device)
-        transport.add_to(server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        self._servers[device] = (server, pool, port)
+        self._certificates[device] = self._authority.certify(device)
+        transport = GrpcTransport(lambda to: self.channel(device, to), peer_device)
+        self._servers[device] = serve(self._certificates[device], [transport.add_to], 0, threads=8)
         return transport
 
-    def _channel(self, sender: str, device: str) -> grpc.Channel:
+    def channel(self, sender: str, device: str) -> grpc.Channel:
         if (sender, device) not in self._cables:
-            self._cables[sender, device] = Cable(self._servers[device][2])
+            self._cables[sender, device] = Cable(self._servers[device].port)
         cable = self._cables[sender, device]
-        channel = grpc.insecure_channel(f"127.0.0.1:{cable.port}", options=MAX_MESSAGE)
-        return grpc.intercept_channel(channel, _Named(sender))
+        return connect(self._certificates[sender], device, "127.0.0.1", cable.port)
 
     def cut(self, sender: str, device: str) -> None:
         self._cables[sender, device].cut()
 
     def link(self, sender: str, device: str, epoch: int, outbox, on_broken):
-        link = GrpcLink(device, self._channel(sender, device), epoch, outbox, on_broken)
+        link = GrpcLink(device, self.channel(sender, device), epoch, outbox, on_broken)
         link.open()
         return link
 
     def close(self) -> None:
         for cable in self._cables.values():
             cable.cut()
-        for server, pool, _ in self._servers.values():
-            server.stop(None).wait()
-            pool.shutdown()
+        for server in self._servers.values():
+            server.close(0)
