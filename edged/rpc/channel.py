@@ -63,11 +63,16 @@ def connect_local(path: Path) -> grpc.Channel:
     return grpc.intercept_channel(channel, NameVersion())
 
 
-def explain(error: grpc.RpcError, identity: Credentials, peer: str, host: str, port: int) -> EdgedError:
-    """Like `unwrap`, and where the peer could not be reached at all it looks why. Takes up to 3 s then."""
+def explain(
+    error: grpc.RpcError, identity: Credentials, peer: str, host: str, port: int, name: str = ""
+) -> EdgedError:
+    """Like `unwrap`, and where the peer could not be reached at all it looks why, for up to 3 s.
+
+    `name` is what people call the device, if not by its id.
+    """
     if getattr(error, "code", lambda: None)() != grpc.StatusCode.UNAVAILABLE:
-        return unwrap(error, peer)
-    return diagnose(identity, peer, host, port) or unwrap(error, peer)
+        return unwrap(error, name or peer)
+    return diagnose(identity, peer, host, port) or unwrap(error, name or peer)
 
 
 def diagnose(

@@ -13,10 +13,10 @@ from edged.rpc.status import RELEASE_KEY, VERSION_KEY, VERSION_METADATA, abort, 
 
 
 class NameVersion(
-    grpc.UnaryUnaryClientInterceptor,  # type: ignore[misc]
-    grpc.UnaryStreamClientInterceptor,  # type: ignore[misc]
-    grpc.StreamUnaryClientInterceptor,  # type: ignore[misc]
-    grpc.StreamStreamClientInterceptor,  # type: ignore[misc]
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
 ):
     """Adds this device's version to every call. Costs nothing per message of a stream."""
 
@@ -28,7 +28,7 @@ class NameVersion(
     intercept_stream_stream = intercept_unary_unary
 
 
-class _Named(grpc.ClientCallDetails):  # type: ignore[misc]
+class _Named(grpc.ClientCallDetails):
     def __init__(self, details: Any) -> None:
         self.method = details.method
         self.timeout = details.timeout
@@ -38,7 +38,7 @@ class _Named(grpc.ClientCallDetails):  # type: ignore[misc]
         self.compression = details.compression
 
 
-class CheckVersion(grpc.ServerInterceptor):  # type: ignore[misc]
+class CheckVersion(grpc.ServerInterceptor):
     """Refuses calls of another protocol version before any of their content is read.
 
     A server that answers therefore has the caller's version, so callers need not check in turn.
