@@ -34,7 +34,9 @@ def asked(shared: Shared) -> Iterator[httpx.Client]:
     server, parrot, house = shared
     parrot.generations.clear()
     vars(house).update(vars(House()))
-    with httpx.Client(base_url=f"http://{server.address}", timeout=30, trust_env=False) as client:
+    with httpx.Client(
+        base_url=f"http://{server.address}", timeout=30, trust_env=False, verify=False
+    ) as client:
         yield client
 
 
@@ -75,7 +77,9 @@ def server(start_server: StartServer) -> HttpServer:
 
 @pytest.fixture
 def http(server: HttpServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{server.address}", timeout=30, trust_env=False) as client:
+    with httpx.Client(
+        base_url=f"http://{server.address}", timeout=30, trust_env=False, verify=False
+    ) as client:
         yield client
 
 

@@ -62,7 +62,7 @@ def url_of(client: httpx.Client) -> str:
 def keyed() -> Iterator[httpx.Client]:
     server = HttpServer(Parrot(), House(), HostPort("127.0.0.1", 0), KEY)
     server.start()
-    with httpx.Client(base_url=f"http://{server.address}", trust_env=False) as client:
+    with httpx.Client(base_url=f"http://{server.address}", trust_env=False, verify=False) as client:
         yield client
     server.close()
 
@@ -192,6 +192,8 @@ def test_a_key_that_no_client_could_send(start_server: StartServer, key: str) ->
 def test_beyond_loopback_with_a_key(start_server: StartServer) -> None:
     server = start_server("0.0.0.0", KEY)
     url = f"http://127.0.0.1:{server.address.port}"
-    assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 401
-    answer = httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {KEY}"}, trust_env=False)
+    assert httpx.get(f"{url}/v1/models", trust_env=False, verify=False).status_code == 401
+    answer = httpx.get(
+        f"{url}/v1/models", headers={"authorization": f"Bearer {KEY}"}, trust_env=False, verify=False
+    )
     assert answer.status_code == 200

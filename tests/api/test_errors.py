@@ -295,7 +295,7 @@ def test_a_body_above_the_limit(start_server: StartServer, parrot: Parrot) -> No
     def pieces() -> Any:  # chunked: the length is not declared
         yield from (body[:500], body[500:])
 
-    with httpx.Client(base_url=f"http://{server.address}", trust_env=False) as http:
+    with httpx.Client(base_url=f"http://{server.address}", trust_env=False, verify=False) as http:
         for content in (body, pieces()):
             answer = http.post(CHAT, content=content)
             assert answer.status_code == 413
@@ -306,7 +306,7 @@ def test_a_body_above_the_limit(start_server: StartServer, parrot: Parrot) -> No
 
 def test_too_many_at_once(start_server: StartServer) -> None:
     server = start_server(limits=HttpLimits(completions=2))
-    with httpx.Client(base_url=f"http://{server.address}", trust_env=False) as http:
+    with httpx.Client(base_url=f"http://{server.address}", trust_env=False, verify=False) as http:
         answer = http.post(CHAT, json={"messages": HELLO, "n": 3})
         assert answer.status_code == 429
         assert error_of(answer)["code"] == "overloaded"

@@ -39,7 +39,7 @@ def error_code(answer: bytes) -> str:
 
 def test_port_0_is_reported(server: HttpServer) -> None:
     assert server.address.port > 0
-    assert httpx.get(f"http://{server.address}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"http://{server.address}/health", trust_env=False, verify=False).status_code == 200
 
 
 def test_ipv6(start_server: StartServer) -> None:
@@ -49,7 +49,7 @@ def test_ipv6(start_server: StartServer) -> None:
         pytest.skip("no IPv6 here")
     server = start_server("::1")
     assert str(server.address).startswith("[::1]:")
-    assert httpx.get(f"http://{server.address}/v1/models", trust_env=False).status_code == 200
+    assert httpx.get(f"http://{server.address}/v1/models", trust_env=False, verify=False).status_code == 200
 
 
 def test_localhost_serves_all_it_stands_for(start_server: StartServer) -> None:
@@ -57,7 +57,7 @@ def test_localhost_serves_all_it_stands_for(start_server: StartServer) -> None:
     port = server.address.port
     for found in {entry[4] for entry in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)}:
         host = f"[{found[0]}]" if ":" in str(found[0]) else found[0]
-        assert httpx.get(f"http://{host}:{port}/health", trust_env=False).status_code == 200
+        assert httpx.get(f"http://{host}:{port}/health", trust_env=False, verify=False).status_code == 200
 
 
 def test_a_taken_port(server: HttpServer, parrot: Parrot, house: House) -> None:
@@ -86,7 +86,7 @@ def test_the_port_is_free_after_closing(parrot: Parrot, house: House) -> None:
         server = HttpServer(parrot, house, address)
         server.start()
         address = server.address
-        httpx.get(f"http://{address}/health", trust_env=False)
+        httpx.get(f"http://{address}/health", trust_env=False, verify=False)
         server.close()
         server.close()
         with pytest.raises(ConnectionRefusedError):
@@ -114,12 +114,12 @@ def test_garbage(server: HttpServer, garbage: bytes) -> None:
             answer = b""  # closed with bytes unread: as good
         assert not answer or answer.startswith(b"HTTP/1.1 400")
         assert not answer or error_code(answer) == "bad_http"
-    assert httpx.get(f"http://{server.address}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"http://{server.address}/health", trust_env=False, verify=False).status_code == 200
 
 
 def test_websockets_are_not_spoken(server: HttpServer) -> None:
     upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
-    answer = httpx.get(f"http://{server.address}/v1/realtime", headers=upgrade, trust_env=False)
+    answer = httpx.get(f"http://{server.address}/v1/realtime", headers=upgrade, trust_env=False, verify=False)
     assert answer.status_code == 404
 
 
@@ -236,7 +236,7 @@ def test_while_a_head_loads_the_state_can_be_asked(start_server: StartServer, pa
     lines = [post(server, messages=say("hello")) for _ in range(20)]
     assert parrot.entered.wait(SOON)
     for path in ("/health", "/metrics", "/v1/models"):
-        assert httpx.get(f"http://{server.address}{path}", trust_env=False).status_code == 200
+        assert httpx.get(f"http://{server.address}{path}", trust_env=False, verify=False).status_code == 200
     parrot.gate.set()
     for line in lines:
         assert line.recv(4096).startswith(b"HTTP/1.1 200")
