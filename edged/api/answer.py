@@ -77,6 +77,7 @@ class Answer(Response):
                 gathered.add(await completions.next())
         except Exception as error:
             raise as_api_error(error, self._shape.prompt) from error
+        await self._name_model()
         usage = total(gathered.usages, self._per_prompt)
         body = json_bytes(self._shape.whole(gathered.choices, usage))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -92,9 +93,13 @@ class Answer(Response):
             raise as_api_error(error, self._shape.prompt) from error
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         write = _Events(send)
-        for index in range(len(completions)):
-            await write.json(self._shape.opening(index))
         try:
+            while item is None:
+                await write.raw(PING)
+                item = await _within(limits.ping_s, completions)
+            await self._name_model()
+            for index in range(len(completions)):
+                await write.json(self._shape.opening(index))
             while gathered.unfinished:
                 if item is None:
                     await write.raw(PING)
@@ -111,6 +116,11 @@ class Answer(Response):
             await write.json(self._shape.usage(total(gathered.usages, self._per_prompt)))
             await write.raw(DONE)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _name_model(self) -> None:
+        """Once there is an answer, some model gave it."""
+        if not self._shape.model:
+            self._shape.model = (await asyncio.to_thread(self._context.daemon.status)).model
 
 
 class _Events:

@@ -16,6 +16,7 @@ class Shape(Protocol):
     """Builds the JSON of one answer; all of its pieces share an id and a time."""
 
     prompt: str  # what this route calls its prompt
+    model: str  # its name; empty until it is known, where the client names none and none is loaded
 
     def whole(self, choices: Sequence[tuple[str, str]], usage: Json) -> Json:
         """choices: text and finish_reason of each."""
@@ -36,7 +37,7 @@ class _Answer:
     def __init__(self, prefix: str, model: str, include_usage: bool) -> None:
         self._id = f"{prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._model = model
+        self.model = model
         self._include_usage = include_usage
 
     def _envelope(self, kind: str, choices: list[Json]) -> Json:
@@ -44,7 +45,7 @@ class _Answer:
             "id": self._id,
             "object": kind,
             "created": self._created,
-            "model": self._model,
+            "model": self.model,
             "choices": choices,
         }
 

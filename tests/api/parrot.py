@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from edged.api.daemon_view import HopStatistics, Statistics
 from edged.errors import (
@@ -116,9 +116,11 @@ class Parrot:
         self.gate = threading.Event()  # `generate` waits for it: a prompt that takes long to tokenise
         self.gate.set()
         self.entered = threading.Event()
+        self.on_generate: Callable[[], None] = lambda: None
 
     def generate(self, request: GenerateRequest) -> ParrotGeneration:
         self.entered.set()
+        self.on_generate()
         assert self.gate.wait(30)
         if request.model not in (None, MODEL):
             raise UnknownModelError(f"there is no model '{request.model}' here; see: edged models")

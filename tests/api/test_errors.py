@@ -250,7 +250,8 @@ def test_before_the_first_ring(asked: httpx.Client, shared: Shared, state: str) 
 
 @pytest.mark.parametrize("state", ["idle", "failed"])
 def test_without_a_ring_the_head_decides(asked: httpx.Client, shared: Shared, state: str) -> None:
-    shared[2].state, shared[2].plan = state, None
+    house = shared[2]
+    house.state, house.plan = state, None
     assert asked.post(CHAT, json={"messages": HELLO}).status_code == 200
     answer = asked.post(CHAT, json={"messages": [{"role": "user", "content": "unloaded"}]})
     assert answer.status_code == 503

@@ -9,7 +9,7 @@ import pytest
 
 from edged.api.server import HttpServer
 from edged.serving.generation import GenerateRequest, Message
-from tests.api.parrot import MODEL, Parrot, words
+from tests.api.parrot import MODEL, House, Parrot, words
 
 
 def spoken(text: str, seed: int | None = None, max_tokens: int | None = None) -> str:
@@ -174,6 +174,17 @@ def test_parameters_arrive(client: openai.OpenAI, parrot: Parrot) -> None:
         "seed": None,
         "logit_bias": {17: -100.0, 18: 5.0},
     }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_the_head_chooses_is_named(
+    client: openai.OpenAI, parrot: Parrot, house: House, stream: bool
+) -> None:
+    ring, house.plan, house.state = house.plan, None, "idle"
+    parrot.on_generate = lambda: setattr(house, "plan", ring)  # it loads its only model for the request
+    answer = client.chat.completions.create(model="", messages=say("hi"), stream=stream)
+    named = {chunk.model for chunk in answer} if isinstance(answer, openai.Stream) else {answer.model}
+    assert named == {MODEL}
 
 
 def test_models(client: openai.OpenAI) -> None:
