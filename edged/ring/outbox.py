@@ -13,14 +13,17 @@ from edged.ring.frame import Frame
 
 
 class Outbox:
-    """At most `capacity` frames; `put` blocks beyond that. Iterated by one thread."""
+    """At most `capacity` frames; `put` blocks beyond that. Filled by one thread and iterated by one.
+
+    While there is room, handing a frame over takes no lock.
+    """
 
     def __init__(self, form: FrameFormat, capacity: int) -> None:
         self._form = form
         self._capacity = capacity
         self._queue: SimpleQueue[Frame | None] = SimpleQueue()
-        self._room = threading.Semaphore(capacity)
-        self._lock = threading.Lock()
+        self._room = threading.Condition()
+        self._waiting = 0  # for room
         self._ended: EdgedError | None = None
         self._dropped = False
         self.done = threading.Event()  # the iteration is over
@@ -29,22 +32,23 @@ class Outbox:
     def put(self, frame: Frame) -> None:
         """Raises RingBrokenError where the outbox has ended, FrameError where the frame does not fit."""
         self._form.check_frame(frame)
-        self._room.acquire()
-        with self._lock:
-            if self._ended is None:
-                self._queue.put(frame)
-                return
-        self._room.release()
-        raise RingBrokenError(self._ended.message)
+        if self._queue.qsize() >= self._capacity:
+            with self._room:
+                self._waiting += 1
+                self._room.wait_for(lambda: self._ended or self._queue.qsize() < self._capacity)
+                self._waiting -= 1
+        if self._ended is not None:
+            raise RingBrokenError(self._ended.message)
+        self._queue.put(frame)
 
     def finish(self, reason: EdgedError) -> None:
         """No more frames; the iteration ends after those that wait."""
-        with self._lock:
+        with self._room:
             if self._ended is not None:
                 return
             self._ended = reason
             self._queue.put(None)
-        self._room.release(self._capacity)
+            self._room.notify_all()
 
     def drop(self, reason: EdgedError) -> None:
         """No more frames, and those that wait are dropped."""
@@ -56,7 +60,9 @@ class Outbox:
             while (frame := self._queue.get()) is not None and not self._dropped:
                 raw = encode(frame, self._form)
                 self.bytes_sent[frame.hop] += len(raw)
+                if self._waiting:
+                    with self._room:
+                        self._room.notify_all()
                 yield raw
-                self._room.release()
         finally:
             self.done.set()

@@ -222,7 +222,7 @@ class Stage:
         stats.tokens += frame.batch.n_tokens
         stats.failures += failure is not None and frame.failure is None
         if hop < self._last_hop:
-            onward = replace(frame, hop=hop + 1, hidden=output)
+            onward = Frame(frame.epoch, hop + 1, frame.batch_id, frame.kv_ops, frame.batch, output, failure)
             self._forward(onward if failure is None else failed(onward, failure))
         elif self._on_logits is not None:
             self._on_logits(frame.batch_id, output if failure is None else None, failure)

@@ -52,7 +52,7 @@ def unpack(data: Bytes, n_tokens: int, width: int, wire: WireType) -> Hidden:
         return np.empty((n_tokens, width), np.float32)
     if wire == "f32":
         values = np.frombuffer(data, _F32).reshape(n_tokens, width)
-        return values if values.flags.aligned and _F32 == np.float32 else values.astype(np.float32)
+        return values if values.flags.aligned and np.float32 == _F32 else values.astype(np.float32)
     if wire == "f16":
         return np.frombuffer(data, "<f2").reshape(n_tokens, width).astype(np.float32)
     return _unpack_q8(data, n_tokens, width)
