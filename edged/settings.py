@@ -97,7 +97,10 @@ def daemon_socket(home: Path) -> Path:
 
 
 def parse_home(text: str) -> Path:
-    home = Path(text).expanduser().absolute()
+    try:
+        home = Path(text).expanduser().absolute()
+    except RuntimeError:  # `~name` of nobody
+        raise ValueError("a directory of a user that exists") from None
     if len(os.fsencode(daemon_socket(home))) > MAX_SOCKET_PATH:
         raise ValueError(
             "a shorter path: the daemon's socket in it would have too long a name for the system"

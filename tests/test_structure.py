@@ -18,8 +18,8 @@ LONGEST = 500  # lines
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "documents", "private_file", ""),
     ("planning", "backend", "settings"),
-    ("ring", "store", "device"),
     ("rpc",),
+    ("ring", "store", "device"),
     ("cluster", "serving"),
     ("api", "node"),
     ("daemon",),
@@ -29,7 +29,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 ALLOWED = {
     ("rpc", "serving"): "the front door's documents are the requests of edged.serving.generation",
-    ("store", "backend"): "a window's source is composed from parts of the store",
 }
 PURE = {"planning": ("grpc", "zeroconf", "edged.api"), "serving": ("grpc", "zeroconf", "edged.api")}
 

@@ -143,7 +143,7 @@ class DemoCluster:
     def start(self, model: Path) -> None:
         """Until every device is in the ring. Raises DaemonError, PlanError, and what importing raises."""
         first, *others = self.devices
-        name = import_file(first.home, model, None)
+        name = import_file(first.home, model)
         say(f"starting {first.name}")
         first.start()
         _until(first.is_up, START_S, f"{first.name} does not answer")

@@ -13,16 +13,17 @@ from edged.cli.terminal import say
 @click.command("import", short_help="Take a GGUF file into the store.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", metavar="NAME", help="What the model is called (default: what the file says).")
+@click.option("--replace", is_flag=True, help="Replace another model of the same name.")
 @home_option
-def command(file: Path, name: str | None) -> None:
+def command(file: Path, name: str | None, replace: bool) -> None:
     """Take the model in the GGUF FILE into the store; of a split model, name the first file.
 
     It is cut by layers, checked, and tried before it is accepted. A running daemon knows it at once.
     """
-    import_file(current_settings().home, file, name)
+    import_file(current_settings().home, file, name, replace)
 
 
-def import_file(home: Path, file: Path, name: str | None) -> str:
+def import_file(home: Path, file: Path, name: str | None = None, replace: bool = False) -> str:
     """Import `file` into the store of `home`, with progress; the model's name there."""
     from edged.cli.progress import progress_view
     from edged.rpc.messages import Progress
@@ -34,6 +35,6 @@ def import_file(home: Path, file: Path, name: str | None) -> str:
         def report(done: int, total: int) -> None:
             view.show(Progress(stage=f"importing {file.name}", done=done, total=total, unit="bytes"))
 
-        imported = import_model(file, Catalogue(home), name, report=report).name
+        imported = import_model(file, Catalogue(home), name, replace, report).name
     say(f"imported {imported}")
     return imported

@@ -160,7 +160,8 @@ def test_parsers_refuse_or_understand_anything(text: str) -> None:
 def test_host_and_port() -> None:
     assert parse_host_port("[fe80::1%eth0]:80") == HostPort("fe80::1%eth0", 80)
     assert str(HostPort("::1", 80)) == "[::1]:80"
-    assert parse_http("off") is None
+    assert read_settings({"EDGED_HTTP": "off"}).http is None
+    assert read_settings({"EDGED_HTTP": "1.2.3.4:5"}, {"http": parse_http("off")}).http is None
     assert [HostPort(host, 1).is_loopback for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0")] == [
         True,
         True,
