@@ -39,7 +39,7 @@ class Surroundings(Protocol):
         ...
 
     def sources(self, devices: Sequence[str]) -> list[PartSource]:
-        """These devices as sources of parts, this one left out."""
+        """These devices as sources of parts, this one left out; whoever uses them closes them."""
         ...
 
 
@@ -199,20 +199,15 @@ class Worker:
             return
         total = sum(part.size for part in missing)
         log.info("fetching %d parts of %s, %.1f MB", len(missing), manifest.name, total / 1e6)
-        sources = self._surroundings.sources(assignment.sources)
-        try:
-            fetch_parts(
-                missing,
-                sources,
-                self._catalogue,
-                on_progress=lambda done: report(
-                    Progress(stage="fetching layers", device=self._name, done=done, total=total, unit="bytes")
-                ),
-                cancelled=lambda: self._latest != assignment.plan.epoch,
-            )
-        finally:
-            for source in sources:
-                source.close()
+        fetch_parts(
+            missing,
+            self._surroundings.sources(assignment.sources),
+            self._catalogue,
+            on_progress=lambda done: report(
+                Progress(stage="fetching layers", device=self._name, done=done, total=total, unit="bytes")
+            ),
+            cancelled=lambda: self._latest != assignment.plan.epoch,
+        )
 
     def _remember(self, manifest: Manifest) -> None:
         """Note the model; one of the same name gives way if this device only ran layers of it."""
