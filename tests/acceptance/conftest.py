@@ -54,7 +54,8 @@ def shared_home() -> Iterator[Home]:
     yield from _home()
 
 
-@pytest.fixture(scope="module")
-def cluster(shared_home: Home) -> Cluster:
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
     """Three devices with the bundled model, for tests that leave it as they found it."""
-    return form_cluster(shared_home)
+    for home in _home():
+        yield form_cluster(home)

@@ -7,6 +7,7 @@ import pytest
 from tests.acceptance.cluster import FLAGS, MODEL, Cluster, form_cluster
 from tests.lab import Daemon, Device, Home, edged_command
 
+STORY = ("Write a long story about a lighthouse.", "--temperature", "0", "--max-tokens", "1500")
 LEFTOVERS = (".tmp", ".partial", ".sock", ".pid", ".part")
 
 
@@ -64,7 +65,7 @@ def test_a_daemon_stopped_while_it_starts_leaves_nothing(home: Home) -> None:
 def test_a_ring_stopped_in_the_middle_of_an_answer_leaves_nothing(pair: Cluster) -> None:
     """The head and its client first, then the worker."""
     place = pair.head.place
-    client = place.popen([*edged_command(), "run", MODEL, "Count to a thousand.", "--max-tokens", "1500"])
+    client = place.popen([*edged_command(), "run", MODEL, *STORY])
     pair.head.wait_until(lambda status: status.active_requests == 1, "running request")
     pair.head.process.interrupt()
     assert pair.head.process.wait(30) == 0

@@ -42,7 +42,7 @@ def test_the_plan_knows_the_memory_limit(unequal: Cluster) -> None:
     plan = unequal.head.status().plan
     assert plan is not None
     pi = unequal.workers[0].status().device
-    assert plan.expected is None or plan.expected.memory[pi] <= member(unequal, "pi").memory_budget
+    assert plan.expected is None or plan.expected.memory[pi] <= limit
 
 
 def test_the_device_keeps_within_its_limit_and_answers_exactly(unequal: Cluster) -> None:
