@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 class Answer:
     text: str
     finish_reason: FinishReason | None
-    usage: Usage | None
+    usage: Usage | None  # None for an answer that was stopped
+    n_tokens: int
     first_text_s: float | None  # from asking to the first piece of text
+    last_text_s: float
 
     @property
     def ms_per_token(self) -> float | None:
-        """Of decoding; the first token is the prefill's."""
-        if self.usage is None or self.usage.completion_tokens < 2:
+        """Of decoding; the first token is the prefill's. As seen from here where the head could not say it."""
+        if self.n_tokens < 2 or self.first_text_s is None:
             return None
-        return self.usage.decode_ms / (self.usage.completion_tokens - 1)
+        whole = (self.last_text_s - self.first_text_s) * 1000 if self.usage is None else self.usage.decode_ms
+        return whole / (self.n_tokens - 1)
 
 
 def stream(client: FrontDoorClient, request: GenerateRequest, write: Callable[[str], None]) -> Answer:
@@ -36,18 +39,24 @@ def stream(client: FrontDoorClient, request: GenerateRequest, write: Callable[[s
     pieces: list[str] = []
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    n_tokens = 0
     first_text_s: float | None = None
+    last_text_s = 0.0
     begun = time.monotonic()
     generation = client.generate(request)
     with _cancelled_by_interrupt(generation):
         for event in generation:
             if event.text:
-                first_text_s = time.monotonic() - begun if first_text_s is None else first_text_s
+                last_text_s = time.monotonic() - begun
+                first_text_s = last_text_s if first_text_s is None else first_text_s
                 pieces.append(event.text)
                 write(event.text)
+            n_tokens += len(event.token_ids)
             finish_reason = event.finish_reason or finish_reason
             usage = event.usage or usage
-    return Answer("".join(pieces), finish_reason, usage, first_text_s)
+    if usage is not None:
+        n_tokens = usage.completion_tokens
+    return Answer("".join(pieces), finish_reason, usage, n_tokens, first_text_s, last_text_s)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def command(
     with _signals_unwind(), DemoCluster(devices, settings.threads) as cluster:
         cluster.start(path)
         if chatting:
-            _chat(cluster, settings.home)
+            _chat(cluster)
         else:
             if prompt is None:
                 prompt, max_tokens = DEFAULT_PROMPT, max_tokens or DEFAULT_MAX_TOKENS
@@ -70,11 +70,11 @@ def command(
         say("stopping the devices")
 
 
-def _chat(cluster: DemoCluster, home: Path) -> None:
+def _chat(cluster: DemoCluster) -> None:
     from edged.cli.repl import converse
 
     with cluster.front_door() as client:
-        converse(client, home, None)
+        converse(client, cluster.devices[0].home, None)
 
 
 def bundled_model() -> Path:

@@ -107,12 +107,15 @@ class Conversation:
         say("forgotten.")
 
     def _stats(self, _rest: str) -> None:
-        if self._last is None or self._last.usage is None:
-            _print("no answer yet" if self._last is None else "the last answer was stopped: no figures")
+        if self._last is None:
+            _print("no answer yet")
         else:
             usage, pace, first = self._last.usage, self._last.ms_per_token, self._last.first_text_s
-            _print(f"tokens       {usage.prompt_tokens} asked, {usage.completion_tokens} answered")
-            _print(f"cached       {usage.cached_tokens} of the prompt's tokens")
+            if usage is None:
+                _print(f"tokens       {self._last.n_tokens} answered, then stopped")
+            else:
+                _print(f"tokens       {usage.prompt_tokens} asked, {usage.completion_tokens} answered")
+                _print(f"cached       {usage.cached_tokens} of the prompt's tokens")
             _print(f"first text   {'-' if first is None else f'{first * 1000:.0f} ms'}")
             _print(f"pace         {'-' if pace is None else f'{pace:.1f} ms/token'}")
         _print(f"ring         {ring_text(self._client.status())}")

@@ -63,7 +63,7 @@ class ScriptedGeneration:
             count = 0
             while not self._cancelled.wait(0.02):
                 count += 1
-                yield GenerateEvent(text=f"{count} ")
+                yield GenerateEvent(text=f"{count} ", token_ids=(count,))
             return
         if question == "too long":
             yield GenerateEvent(text="begun")

@@ -39,6 +39,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat: PtyScreen, door: Door
     chat.wait_for("stopped.")
     assert door.cancelled.wait(10)
     chat.wait_for_prompt()
+    chat.send("/stats\r")
+    chat.wait_for("answered, then stopped")
+    chat.wait_for("ms/token")
+    chat.wait_for_prompt()
     chat.send("hello\r")
     chat.wait_for("olleh")
     messages = door.requests[-1].messages
