@@ -27,7 +27,7 @@ class Answer:
 
     @property
     def ms_per_token(self) -> float | None:
-        """Of decoding; the first token is the prefill's. As seen from here where the head could not say it."""
+        """Of decoding; the first token is the prefill's. As seen from here if the head did not say."""
         if self.n_tokens < 2 or self.first_text_s is None:
             return None
         whole = (self.last_text_s - self.first_text_s) * 1000 if self.usage is None else self.usage.decode_ms
