@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any
 
-from edged.errors import DamagedPartError, EdgedError, MissingPartError, StoreError
+from edged.errors import DamagedPartError, DiskFullError, EdgedError, MissingPartError, StoreError
 from edged.store.catalogue import Catalogue
 from edged.store.manifest import Part
 from edged.store.part_file import disk_errors, disk_full, free_bytes
@@ -137,38 +137,45 @@ class _Fetch:
         file = self._claim(part)
         if file is None:
             return
-        with file, disk_errors(self._catalogue.scratch, part.size):
-            self._advance(file.size)
-            if file.size == part.size:  # an earlier process got so far and no further
-                if file.is_right():
-                    self._catalogue.adopt_path(file.path, part)
-                    return
+        with file:
+            try:
+                with disk_errors(self._catalogue.scratch, part.size):
+                    self._fill(part, file, holders)
+            except DiskFullError:
+                self._drop(file)  # a remainder kept now would only keep the disk full
+                raise
+
+    def _fill(self, part: Part, file: PartialFile, holders: list[PartSource]) -> None:
+        self._advance(file.size)
+        if file.size == part.size:  # an earlier process got so far and no further
+            if file.is_right():
+                self._catalogue.adopt_path(file.path, part)
+                return
+            self._drop(file)
+        queue = deque(sorted(holders, key=lambda source: self._failures[source.device]))
+        damaged = fruitless = 0
+        for _ in range(MOST_TRANSFERS):
+            source, before = queue[0], file.size
+            queue.rotate(-1)
+            self._transfer(part, file, source)
+            if file.is_right():
+                self._catalogue.adopt_path(file.path, part)
+                return
+            if file.size == part.size:
                 self._drop(file)
-            queue = deque(sorted(holders, key=lambda source: self._failures[source.device]))
-            damaged = fruitless = 0
-            for _ in range(MOST_TRANSFERS):
-                source, before = queue[0], file.size
-                queue.rotate(-1)
-                self._transfer(part, file, source)
-                if file.is_right():
-                    self._catalogue.adopt_path(file.path, part)
-                    return
-                if file.size == part.size:
-                    damaged += 1
-                    log.warning("the part %s came damaged from %s", part.name, source.device)
-                    if damaged == MOST_DAMAGED:
-                        self._drop(file)
-                        raise DamagedPartError(
-                            f"the part {part.name} came damaged {damaged} times, last from {source.device}: "
-                            "check that device's disk, or import the model there anew"
-                        )
-                    self._drop(file)
-                    fruitless = 0
-                    continue
-                fruitless = fruitless + 1 if before == file.size else 0
-                if fruitless == len(queue):
-                    break
-            raise self._missing(part)
+                damaged += 1
+                fruitless = 0
+                log.warning("the part %s came damaged from %s", part.name, source.device)
+                if damaged == MOST_DAMAGED:
+                    raise DamagedPartError(
+                        f"the part {part.name} came damaged {damaged} times, last from {source.device}: "
+                        "check that device's disk, or import the model there anew"
+                    )
+                continue
+            fruitless = fruitless + 1 if before == file.size else 0
+            if fruitless == len(queue):
+                break
+        raise self._missing(part)
 
     def _drop(self, file: PartialFile) -> None:
         self._advance(-file.size)

@@ -17,7 +17,7 @@ from edged.errors import BrokenModelError
 from edged.store.ggml_types import layouts
 
 MAGIC = b"GGUF"
-VERSION = 3  # what is written; 2 is the same but for the meaning of nothing we use, and is read too
+VERSION = 3  # what is written; 2, which is laid out alike, is read too
 PAGE = 4096  # alignment of what is written: a tensor can be mapped, locked and dropped on its own
 DEFAULT_ALIGNMENT = 32
 
@@ -131,6 +131,8 @@ class GgufFile:
 def read_gguf(path: Path) -> GgufFile:
     """Read and check a header. Raises BrokenModelError with one line that names the file and the fault."""
     try:
+        if not path.is_file() and path.exists():  # opening a pipe would wait for its writer
+            raise BrokenModelError(f"cannot read {path}: it is not a regular file")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)

@@ -100,6 +100,7 @@ def _drafts(files: ModelFiles) -> list[_Draft]:
     if not 1 <= n_layers <= architecture.MAX_LAYERS:
         raise BrokenModelError(f"{files.paths[0].name} is not a usable model: it claims {n_layers} layers")
     groups: dict[str, list[SourceTensor]] = {f"layer.{index:03d}": [] for index in range(n_layers)}
+    groups["embedding"] = []
     for name in sorted(files.tensors):
         groups.setdefault(_group(name, n_layers), []).append(files.tensors[name])
     kind = make_pair("general.architecture", files.architecture, ValueType.STRING)

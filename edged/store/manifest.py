@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from itertools import pairwise
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edged.documents import Document
 
@@ -65,6 +67,19 @@ class Manifest(Document):
     metadata: tuple[MetadataEntry, ...]  # hyperparameters; the tokenizer is in the part `vocab`
     parts: tuple[Part, ...]
 
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        names = [part.name for part in self.parts]
+        layers = {f"layer.{index:03d}" for index in range(self.n_layers)}
+        if len(set(names)) < len(names):
+            raise ValueError("a part is named twice")
+        if absent := sorted({*layers, "embedding", "vocab"} - set(names)):
+            raise ValueError(f"the part {absent[0]} is missing")
+        edges = (0, *self.boundaries, self.n_layers)
+        if any(one >= other for one, other in pairwise(edges)):
+            raise ValueError(f"the boundaries are not ascending within 0 and {self.n_layers}")
+        return self
+
     @cached_property
     def id(self) -> str:
         return hashlib.sha256(self.pack()).hexdigest()
@@ -101,6 +116,6 @@ class Manifest(Document):
             wanted.append(self.by_name["output"])
         if "shared" in self.by_name:
             wanted.append(self.by_name["shared"])
-        if first == 0 and ends and "vocab" in self.by_name:
+        if first == 0 and ends:
             wanted.append(self.vocabulary)
         return tuple(wanted)

@@ -48,6 +48,9 @@ def disk_full(directory: Path, wanted: int) -> DiskFullError:
 
 
 def free_bytes(directory: Path) -> int:
+    """Free bytes of the disk that `directory` is or would be on."""
+    while not directory.exists():
+        directory = directory.parent
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -36,12 +35,11 @@ def small(small_home: tuple[Path, Manifest], tmp_path: Path) -> tuple[Catalogue,
 
 
 @pytest.fixture
-def untried(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the run of the windows on import, for tests about something else (the header is still tried)."""
     from edged.store import probe
 
     monkeypatch.setattr(probe, "try_windows", lambda *_: None)
-    return lambda: None
 
 
 @pytest.fixture(scope="session")

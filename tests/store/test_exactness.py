@@ -63,6 +63,10 @@ def check(path: Path, home: Path, cuts: list[list[int]]) -> Manifest:
     return manifest
 
 
+# The windows run here in any case: trying them in a child first would only take time.
+pytestmark = pytest.mark.usefixtures("untried")
+
+
 @pytest.mark.parametrize("architecture", sorted(RULES))
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_every_row_is_exact(architecture: str, tied: bool, tmp_path: Path) -> None:
@@ -100,3 +104,9 @@ def test_a_recurrent_model_runs_whole_only(tmp_path: Path) -> None:
     assert manifest.boundaries == ()
     assert "mamba" in manifest.whole_because
     assert manifest.recurrent
+
+
+@pytest.mark.model
+def test_the_bundled_model_is_exact(bundled_file: Path, tmp_path: Path) -> None:
+    manifest = check(bundled_file, tmp_path, [[], [10, 20]])
+    assert manifest.boundaries == tuple(range(1, 30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import tracemalloc
@@ -203,8 +204,10 @@ def test_absurd_headers_are_refused_in_one_line(fault: str, tmp_path: Path) -> N
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BrokenModelError, match="No such file"):
         read_gguf(tmp_path / "none.gguf")
-    with pytest.raises(BrokenModelError, match="Is a directory"):
-        read_gguf(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(BrokenModelError, match="not a regular file"):
+            read_gguf(other)
 
 
 def test_cut_anywhere_it_is_broken(small_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""The store on disk: names, shared parts, and what dead processes leave."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from edged.errors import MissingPartError, StoreError, UnknownModelError
+from edged.store.catalogue import Catalogue
+from edged.store.manifest import Manifest
+
+
+def renamed(manifest: Manifest, name: str, **changes: object) -> Manifest:
+    return Manifest.model_validate({**manifest.model_dump(), "name": name, **changes})
+
+
+def test_models_are_found_by_name_beginning_and_id(small: tuple[Catalogue, Manifest]) -> None:
+    catalogue, manifest = small
+    other = renamed(manifest, "smaller")
+    assert catalogue.find("SMA") == manifest
+    catalogue.add(other)
+    assert catalogue.find("small") == manifest
+    assert catalogue.find("smalle") == other
+    assert catalogue.find(other.id[:10]) == other
+    assert catalogue.get(other.id) == other
+    assert catalogue.get("../x") is None and catalogue.get("0" * 64) is None
+    with pytest.raises(UnknownModelError, match="several models begin with 'sm': small, smaller"):
+        catalogue.find("sm")
+    with pytest.raises(UnknownModelError, match="no model 'big'; there is: small, smaller"):
+        catalogue.find("big")
+    with pytest.raises(UnknownModelError):
+        catalogue.find("")
+
+
+def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelError, match="edged import"):
+        Catalogue(tmp_path).find("anything")
+
+
+def test_removing_keeps_what_another_model_shares(small: tuple[Catalogue, Manifest]) -> None:
+    catalogue, manifest = small
+    kept = [part for part in manifest.parts if part.name in ("layer.000", "embedding", "vocab")]
+    sharing = renamed(
+        manifest, "sharing", n_layers=1, boundaries=(), parts=[part.model_dump() for part in kept]
+    )
+    catalogue.add(sharing)
+    freed = catalogue.remove("small")
+    assert freed == sum(part.size for part in manifest.parts if part not in kept)
+    assert not catalogue.missing(kept)
+    assert len(catalogue.missing(manifest.parts)) == len(manifest.parts) - len(kept)
+    assert catalogue.models() == (sharing,)
+    assert catalogue.remove("sharing") == sum(part.size for part in kept)
+    assert catalogue.models() == ()
+
+
+def test_a_worker_keeps_only_what_it_runs(small: tuple[Catalogue, Manifest]) -> None:
+    catalogue, manifest = small
+    mine = manifest.parts_for(2, 4)
+    catalogue.keep_only(manifest, mine)
+    assert catalogue.held(manifest) == sum(part.size for part in mine)
+    assert catalogue.find("small") == manifest
+    with pytest.raises(MissingPartError):
+        catalogue.path(manifest.layer(0).sha256)
+
+
+def test_another_process_sees_changes(small: tuple[Catalogue, Manifest]) -> None:
+    catalogue, manifest = small
+    code = "import sys; from pathlib import Path; from edged.store.catalogue import Catalogue;"
+    code += "Catalogue(Path(sys.argv[1])).remove('small')"
+    assert catalogue.created(manifest) > 0
+    subprocess.run([sys.executable, "-c", code, str(catalogue.home)], check=True)
+    assert catalogue.models() == ()
+    assert catalogue.created(manifest) == 0
+
+
+def test_leftovers_of_the_dead_go_and_of_the_living_stay(small: tuple[Catalogue, Manifest]) -> None:
+    catalogue, manifest = small
+    code = (
+        "import sys, os; from pathlib import Path; from edged.store.catalogue import Catalogue;"
+        "file = Catalogue(Path(sys.argv[1])).new_part(); file.write(b'half');"
+        "print(file.path.name, flush=True); os._exit(1)"
+    )
+    command = [sys.executable, "-c", code, str(catalogue.home)]
+    dead = subprocess.run(command, capture_output=True, text=True, check=False)
+    left = catalogue.scratch / dead.stdout.strip()
+    assert left.is_file()
+    wanted = catalogue.partial_path(manifest.layer(0).sha256)
+    unwanted = catalogue.partial_path("0" * 64)
+    wanted.write_bytes(b"half")
+    unwanted.write_bytes(b"half")
+    with catalogue.new_part() as living:
+        Catalogue(catalogue.home)
+        assert living.path.is_file()
+    assert not left.exists() and not unwanted.exists()
+    assert wanted.exists()
+    catalogue.remove("small")
+    assert not wanted.exists()
+
+
+def test_a_broken_manifest_is_passed_over(
+    small: tuple[Catalogue, Manifest], caplog: pytest.LogCaptureFixture
+) -> None:
+    catalogue, manifest = small
+    models = catalogue.home / "store" / "models"
+    (models / f"{'1' * 64}.manifest").write_bytes(b"\xc1 nonsense")
+    (models / f"{'2' * 64}.manifest").write_bytes(manifest.pack())
+    assert catalogue.models() == (manifest,)
+    assert "ignoring the unreadable manifest" in caplog.text
+
+
+def test_verifying_is_done_once_until_the_file_changes(
+    small: tuple[Catalogue, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    catalogue, manifest = small
+    part = manifest.layer(0)
+    hashed = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(kind) or real(file, kind))
+    path = catalogue.verify(part)
+    catalogue.verify(part)
+    assert len(hashed) == 1
+    path.write_bytes(path.read_bytes())
+    catalogue.verify(part)
+    assert len(hashed) == 2
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write in"):
+        Catalogue(tmp_path / "file")
+
+
+def test_incomplete_manifests_are_refused(small: tuple[Catalogue, Manifest]) -> None:
+    _, manifest = small
+    without = [part.model_dump() for part in manifest.parts if part.name != "layer.003"]
+    with pytest.raises(ValidationError, match=r"layer\.003 is missing"):
+        renamed(manifest, "x", parts=without)
+    with pytest.raises(ValidationError, match="named twice"):
+        renamed(manifest, "x", parts=[*(part.model_dump() for part in manifest.parts), without[0]])
+    with pytest.raises(ValidationError, match="ascending"):
+        renamed(manifest, "x", boundaries=(2, 1))
+    with pytest.raises(ValidationError, match="ascending"):
+        renamed(manifest, "x", boundaries=(5,))
