@@ -41,7 +41,8 @@ class _Layer:
         seen = np.zeros(WIDTH, np.float32)
         for at, past in self.cells[seq].items():
             seen += np.roll(past, at % WIDTH) * np.float32(1 / (1 + position - at))
-        return np.tanh(state + self._turn * seen + np.sin(np.float32(position + 1))).astype(np.float32)
+        mixed: _Floats = np.tanh(state + self._turn * seen + np.sin(np.float32(position + 1)))
+        return mixed.astype(np.float32)
 
 
 class FakeWindow:

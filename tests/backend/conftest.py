@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,7 @@ def make_chain(source_of: Callable[[int, int], WindowSource]) -> Iterator[MakeCh
     made: list[Chain] = []
 
     def make(bounds: list[int], context: ContextOptions) -> Chain:
-        windows = [
-            load_window(source_of(first, last), context, THREADS)
-            for first, last in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        windows = [load_window(source_of(first, last), context, THREADS) for first, last in pairwise(bounds)]
         made.append(Chain(windows))
         return made[-1]
 

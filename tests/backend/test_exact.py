@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edged.backend.window import KvOp
 from edged.planning.plan import ContextOptions
 from tests.backend.chain import Row
 from tests.backend.conftest import THREADS, MakeChain

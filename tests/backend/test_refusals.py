@@ -102,7 +102,7 @@ def test_bad_batches(pair: Pair, name: str) -> None:
 def test_bad_states(pair: Pair, shape: tuple[int, int], dtype: type, value: float, message: str) -> None:
     _, tail, n_vocab, width = pair
     columns = shape[1] if shape[1] > 0 else width + shape[1]
-    states = np.zeros((shape[0], columns), dtype)
+    states: np.ndarray[Any, Any] = np.zeros((shape[0], columns), dtype)
     states[-1, -1] = value
     with pytest.raises(WindowError, match=message):
         tail.run_last(GOOD, states)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edged.backend.fake import FakeWindow
 from edged.backend.fake import N_VOCAB as FAKE_VOCAB
+from edged.backend.fake import FakeWindow
 from edged.backend.window import KvOp
 from edged.planning.plan import ContextOptions
 from tests.backend.chain import Chain, Row
