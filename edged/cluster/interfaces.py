@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 
 import ifaddr
+import psutil
 
 MDNS_GROUP = "224.0.0.251"
 
@@ -36,7 +37,10 @@ class Interfaces:
 def interfaces() -> Interfaces:
     """What is there now. Without any network: the loopback, so that daemons of one machine still meet."""
     found: list[tuple[Ip, Net]] = []
+    state = psutil.net_if_stats()
     for adapter in ifaddr.get_adapters():
+        if adapter.name in state and not state[adapter.name].isup:
+            continue  # it keeps its address when the cable is pulled
         for entry in adapter.ips:
             text = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
             address = ipaddress.ip_address(text)
@@ -64,7 +68,7 @@ def _multicast(pairs: list[tuple[Ip, Net]]) -> tuple[str, ...]:
 
 
 def _joins_group(address: str) -> bool:
-    """Interfaces that are down, or cannot do multicast, refuse; one of them must not stop the others."""
+    """Some tunnels cannot do multicast and refuse; one of them must not stop the others."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         request = struct.pack("4s4s", socket.inet_aton(MDNS_GROUP), socket.inet_aton(address))
         try:

@@ -32,6 +32,7 @@ from edged.rpc.listening import listen
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
+LAST_WORD = HEADERS | {"connection": "close"}  # one answer each; what somebody still sends is not read
 START_TIMEOUT_S = 10.0
 
 
@@ -106,7 +107,7 @@ def _tls13(_config: uvicorn.Config, default: object) -> ssl.SSLContext:
 
 def _application(ca_pem: bytes, admission: Admission) -> Starlette:
     async def ca(_: Request) -> Response:
-        return Response(ca_pem, headers=HEADERS, media_type="application/x-pem-file")
+        return Response(ca_pem, headers=LAST_WORD, media_type="application/x-pem-file")
 
     async def join(request: Request) -> Response:
         address = request.client.host if request.client else ""
@@ -119,7 +120,7 @@ def _application(ca_pem: bytes, admission: Admission) -> Starlette:
         except Exception:  # also our own errors: they name files of this machine
             log.exception("a request to join from %s failed", address)
             return _refusal(500, "the founder failed to answer: its log says why")
-        return Response(answer.model_dump_json(), headers=HEADERS, media_type="application/json")
+        return Response(answer.model_dump_json(), headers=LAST_WORD, media_type="application/json")
 
     return Starlette(routes=[Route("/ca", ca), Route("/join", join, methods=["POST"])])
 
@@ -155,4 +156,4 @@ def _parse(body: bytes) -> JoinRequest:
 
 def _refusal(status: int, message: str) -> Response:
     body = JoinRefusal(message=message).model_dump_json()
-    return Response(body, status_code=status, headers=HEADERS, media_type="application/json")
+    return Response(body, status_code=status, headers=LAST_WORD, media_type="application/json")
