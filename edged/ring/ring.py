@@ -60,6 +60,7 @@ class Ring:
         on_result: Callable[[Result], None],
         on_broken: OnBroken,
     ) -> None:
+        self._plan = plan
         self._depth = ring_depth(plan)
         self._on_result = on_result
         self._on_broken = on_broken
@@ -72,7 +73,7 @@ class Ring:
 
     @property
     def plan(self) -> Plan:
-        return self._stage.plan
+        return self._plan
 
     @property
     def depth(self) -> int:

@@ -114,7 +114,9 @@ class Stage:
         return self._form
 
     def connect(self) -> None:
-        """Open the links to the successors and start to compute. Raises RingBrokenError."""
+        """Open the links to the successors and start to compute. Raises RingBrokenError. Idempotent."""
+        if self._thread.ident is not None:
+            return
         onward = (self._plan.hops[hop + 1].device for hop in self._windows if hop < self._last_hop)
         for device in dict.fromkeys(device for device in onward if device != self._device):
             link = self._transport.connect(device, self.epoch, self._form, self._depth, self._break)
@@ -123,10 +125,11 @@ class Stage:
                     self._links[device] = link
                     continue
             link.close()
-            raise RingBrokenError(f"the ring of epoch {self.epoch} broke while it was being joined")
         with self._lock:
             if not self._stopped:
                 self._thread.start()
+                return
+        raise RingBrokenError(f"the ring of epoch {self.epoch} broke while it was being joined")
 
     def submit(self, batch_id: int, kv_ops: tuple[KvOp, ...], batch: Batch, tokens: Tokens) -> None:
         """Enter hop 0 of the ring. On the head only."""

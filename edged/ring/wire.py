@@ -1,5 +1,8 @@
 """Activations as bytes: f32 exact, f16 and q8 smaller and knowingly inexact.
 
+benchmarks/wire.py measures what they do to the output. On SmolLM2 in four windows: the likeliest token stays
+the same at 97 % of positions with f16 and 96 % with q8, and the perplexity moves by less than 0.5 %.
+
 q8 keeps one f32 scale per block of 32 values of a token: 1.125 bytes a value instead of 4. A row whose
 width is not a multiple of 32 ends in a shorter block.
 """

@@ -1,74 +1,36 @@
-"""A window of a toy model: small, but with a KV cache that makes order and positions matter."""
+"""Windows of a made-up model, plans and batches for tests of the ring."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from edged.backend.window import Batch, Hidden, KvOp, Logits, Tokens, WindowMemory
-from edged.errors import WindowError
+from edged.backend.fake import N_VOCAB, WIDTH, FakeWindow
+from edged.backend.window import Batch, KvOp, Tokens
 from edged.planning.plan import ContextOptions, Hop, Plan, WireType
 
-WIDTH = 24
-N_VOCAB = 11
-
-_EMBEDDING = np.random.default_rng(1).standard_normal((N_VOCAB, WIDTH)).astype(np.float32)
-_HEAD = np.random.default_rng(2).standard_normal((WIDTH, N_VOCAB)).astype(np.float32)
+__all__ = ["N_VOCAB", "WIDTH", "NotedWindow", "batch_of", "plan_of", "run_of", "tokens_of", "windows_of"]
 
 
-class ToyWindow:
-    """Layers [first, last): each mixes a token with everything its sequence has cached."""
+class NotedWindow(FakeWindow):
+    """Remembers the KV operations it was given, and shows what it caches."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last = first, last
-        self.cache: dict[int, list[list[np.ndarray]]] = {}  # sequence -> layer -> position -> vector
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
         self.applied: list[KvOp] = []
-        self.can_remove = True
-
-    width = WIDTH
-    memory = WindowMemory(0, 0, 0)
-
-    def run(self, batch: Batch, inputs: Tokens | Hidden) -> Hidden:
-        rows = [self._token(*row) for row in self._rows(batch, inputs)]
-        return np.array(rows, np.float32).reshape(-1, WIDTH)
-
-    def run_last(self, batch: Batch, inputs: Tokens | Hidden) -> Logits:
-        hidden = self.run(batch, inputs)
-        rows = [row @ _HEAD for row, wanted in zip(hidden, batch.outputs, strict=True) if wanted]
-        return np.array(rows, np.float32).reshape(-1, N_VOCAB)
 
     def apply(self, op: KvOp) -> bool:
         self.applied.append(op)
-        if op.kind == "remove":
-            for layer in self.cache.get(op.seq, []):
-                del layer[op.p0 : None if op.p1 < 0 else op.p1]
-            return self.can_remove
-        if op.kind == "copy":
-            self.cache[op.target] = [list(layer) for layer in self.cache.get(op.seq, self._empty())]
-        elif op.kind == "keep":
-            self.cache = {seq: layers for seq, layers in self.cache.items() if seq == op.seq}
-        else:
-            self.cache.clear()
-        return True
+        return super().apply(op)
 
-    def close(self) -> None:
-        self.cache.clear()
+    @property
+    def cells(self) -> list[list[dict[int, np.ndarray]]]:
+        """By layer and sequence: what is cached at each position."""
+        return [layer.cells for layer in self._open()]
 
-    def _empty(self) -> list[list[np.ndarray]]:
-        return [[] for _ in range(self.first, self.last)]
 
-    def _rows(self, batch: Batch, inputs: Tokens | Hidden):
-        vectors = _EMBEDDING[inputs] if self.first == 0 else inputs
-        return zip(batch.seq_ids.tolist(), batch.positions.tolist(), vectors, strict=True)
-
-    def _token(self, seq: int, position: int, vector: np.ndarray) -> np.ndarray:
-        layers = self.cache.setdefault(seq, self._empty())
-        for index, layer in enumerate(layers):
-            if position != len(layer):
-                raise WindowError(f"position {position} of sequence {seq}, but {len(layer)} are cached")
-            layer.append(vector)
-            past = np.sum(layer, axis=0, dtype=np.float32)
-            vector = np.tanh(past * np.float32(0.3) + np.float32(self.first + index) * vector)
-        return vector
+def windows_of(plan: Plan, kind: type[NotedWindow] = NotedWindow) -> list[NotedWindow]:
+    """A window for every hop."""
+    return [kind(hop.first, hop.last, plan.n_layers, plan.context) for hop in plan.hops]
 
 
 def plan_of(*hops: tuple[str, int], epoch: int = 1, n_ubatch: int = 16, wire: WireType = "f32") -> Plan:

@@ -1,4 +1,4 @@
-"""Rings of toy windows against one toy window of all layers: the logits must agree bit for bit."""
+"""Rings of made-up windows against one window of all layers: the logits must agree bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edged.ring.codec import FrameFormat
 from edged.ring.frame import EMPTY_BATCH, Frame
 from edged.ring.ring import Result, Ring
 from edged.ring.stage import Stage
-from tests.ring.fakes import WIDTH, ToyWindow, batch_of, plan_of, run_of, tokens_of
+from tests.ring.fakes import N_VOCAB, WIDTH, NotedWindow, batch_of, plan_of, run_of, tokens_of, windows_of
 
 WAIT = 20
 NO_TOKENS = tokens_of()
@@ -34,11 +34,11 @@ SHAPES = {
 class Cluster:
     """All stages of a plan, in this process."""
 
-    def __init__(self, wires, plan: Plan, window=ToyWindow) -> None:
+    def __init__(self, wires, plan: Plan, window=NotedWindow) -> None:
         self.plan = plan
         self.results: Queue[Result] = Queue()
         self.broken: Queue[Exception] = Queue()
-        self.windows = [window(hop.first, hop.last) for hop in plan.hops]
+        self.windows = windows_of(plan, window)
         self.transports = {device: wires.transport(device) for device in plan.devices}
         self.others = {
             device: Stage(plan, device, self._of(device), self.transports[device], self.broken.put)
@@ -48,7 +48,7 @@ class Cluster:
         self.ring = Ring(plan, self._of(head), self.transports[head], self.results.put, self.broken.put)
         self._numbers = iter(range(10**6))
 
-    def _of(self, device: str) -> dict[int, ToyWindow]:
+    def _of(self, device: str) -> dict[int, NotedWindow]:
         return {hop: self.windows[hop] for hop in self.plan.hops_of(device)}
 
     def connect(self) -> Cluster:
@@ -78,7 +78,7 @@ class Cluster:
 def cluster(wires):
     with ExitStack() as stack:
 
-        def make(*hops, window=ToyWindow, **context) -> Cluster:
+        def make(*hops, window=NotedWindow, **context) -> Cluster:
             made = Cluster(wires, plan_of(*hops, **context), window)
             stack.callback(made.close)
             return made.connect()
@@ -86,16 +86,16 @@ def cluster(wires):
         yield make
 
 
-class Gated(ToyWindow):
+class Gated(NotedWindow):
     """Computes when it is let; shared by all windows of a test."""
 
     gate = threading.Event()
     reached = threading.Event()
 
-    def run(self, batch, inputs):
+    def _compute(self, batch, inputs):
         self.reached.set()
         self.gate.wait(WAIT)
-        return super().run(batch, inputs)
+        return super()._compute(batch, inputs)
 
 
 @pytest.fixture
@@ -109,10 +109,10 @@ def gated():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_a_ring_gives_the_logits_of_the_whole_model(cluster, shape):
     ring = cluster(*shape)
-    whole = ToyWindow(0, ring.plan.n_layers)
+    whole = NotedWindow(0, ring.plan.n_layers, ring.plan.n_layers, ring.plan.context)
     rng = np.random.default_rng(3)
     at, sent = dict.fromkeys(range(8), 0), []
-    for number in range(120):  # prompt chunks and single steps of eight sequences, all in flight at once
+    for number in range(60):  # prompt chunks and single steps of eight sequences, all in flight at once
         ops = []
         if number % 3 == 0:
             seq, n = int(rng.integers(8)), int(rng.integers(1, 9))
@@ -130,7 +130,7 @@ def test_a_ring_gives_the_logits_of_the_whole_model(cluster, shape):
             for seq, _ in rows:
                 at[seq] += 1
             batch = batch_of(*rows)
-        tokens = rng.integers(0, 11, batch.n_tokens).astype(np.int32)
+        tokens = rng.integers(0, N_VOCAB, batch.n_tokens).astype(np.int32)
         sent.append((ring.submit(batch, tokens, ops), batch, tokens, ops))
     for batch_id, batch, tokens, ops in sent:
         result = ring.results.get(timeout=WAIT)
@@ -141,18 +141,20 @@ def test_a_ring_gives_the_logits_of_the_whole_model(cluster, shape):
         assert result.logits.tobytes() == whole.run_last(batch, tokens).tobytes()
     assert ring.ring.in_flight == 0
     for window in ring.windows:
-        for seq, layers in window.cache.items():
-            for index, layer in enumerate(layers):
-                assert np.array_equal(layer, whole.cache[seq][window.first + index])
+        for layer, cells in zip(window.cells, whole.cells[window.first :], strict=False):
+            for sequence, expected in zip(layer, cells, strict=True):
+                assert {at: row.tobytes() for at, row in sequence.items()} == {
+                    at: row.tobytes() for at, row in expected.items()
+                }
 
 
 def test_batches_without_outputs_and_without_tokens_are_answered(cluster):
     ring = cluster(*SHAPES["three"])
-    assert ring.run(batch_of((0, 0), (0, 1), outputs=False), tokens_of(1, 2)).logits.shape == (0, 11)
+    assert ring.run(batch_of((0, 0), (0, 1), outputs=False), tokens_of(1, 2)).logits.shape == (0, N_VOCAB)
     result = ring.run(EMPTY_BATCH, NO_TOKENS, [KvOp("clear")])
     assert result.error is None
     assert result.logits.shape[0] == 0
-    assert all(not window.cache for window in ring.windows)
+    assert not any(any(layer) for window in ring.windows for layer in window.cells)
 
 
 def test_every_hop_applies_the_same_operations_in_the_same_order(cluster):
@@ -168,18 +170,19 @@ def test_every_hop_applies_the_same_operations_in_the_same_order(cluster):
 
 @pytest.mark.parametrize("where", range(4))
 def test_a_window_that_fails_fails_its_batch_only(cluster, where):
-    ring, whole = cluster(*SHAPES["three"]), ToyWindow(0, 6)
+    ring = cluster(*SHAPES["three"])
+    whole = NotedWindow(0, 6, 6, ring.plan.context)
     first = run_of(0, 0, 3)
     assert ring.run(first, tokens_of(1, 2, 3)).error is None
     whole.run_last(first, tokens_of(1, 2, 3))
-    ring.windows[where].cache[5] = [[np.zeros(WIDTH, np.float32)]] * 2  # this hop alone disagrees on 5
+    ring.windows[where].apply(KvOp("copy", 0, 5))  # this hop alone disagrees on 5
     result = ring.run(batch_of((5, 0)), tokens_of(1), [KvOp("copy", 0, 7)])
     assert isinstance(result.error, WindowError)
     assert "sequence 5" in result.error.message
     assert result.failure.device == ring.plan.hops[where].device
     assert result.logits is None
     # The operation in the failed frame has been made on every hop, behind the failure too.
-    assert all(len(window.cache[7][0]) == 3 for window in ring.windows)
+    assert all(len(window.cells[0][7]) == 3 for window in ring.windows)
     step = batch_of((0, 3))
     assert ring.run(step, tokens_of(4)).logits.tobytes() == whole.run_last(step, tokens_of(4)).tobytes()
     failures = [hop.failures for stage in (ring.ring, *ring.others.values()) for hop in stage.stats().hops]
@@ -187,7 +190,7 @@ def test_a_window_that_fails_fails_its_batch_only(cluster, where):
 
 
 def test_what_a_window_should_not_raise_is_a_failure_too(cluster):
-    class Faulty(ToyWindow):
+    class Faulty(NotedWindow):
         def run(self, batch, inputs):
             if self.first == 1 and inputs.shape[0] == 2:
                 raise ZeroDivisionError("oh")
@@ -204,9 +207,13 @@ def test_what_a_window_should_not_raise_is_a_failure_too(cluster):
 
 
 def test_an_operation_that_a_model_cannot_do_is_a_failure(cluster):
-    ring = cluster(*SHAPES["three"])
-    ring.windows[2].can_remove = False
-    result = ring.run(batch_of((0, 0)), tokens_of(1), [KvOp("remove", 0), KvOp("copy", 0, 1)])
+    class Recurrent(NotedWindow):
+        def __init__(self, first, last, n_layers, context) -> None:
+            super().__init__(first, last, n_layers, context, recurrent=first == 3)
+
+    ring = cluster(*SHAPES["three"], window=Recurrent)
+    assert ring.run(run_of(0, 0, 2), tokens_of(1, 2)).error is None
+    result = ring.run(batch_of((0, 1)), tokens_of(1), [KvOp("remove", 0, 0, 1), KvOp("copy", 0, 1)])
     assert result.error.message == "this model cannot remove cached tokens of sequence 0"
     assert result.failure.device == "c"
     assert all([op.kind for op in window.applied] == ["remove", "copy"] for window in ring.windows)
@@ -313,7 +320,7 @@ def test_closing_finishes_the_compute_in_progress(cluster, gated):
     gated.gate.set()
     closing.join(WAIT)
     assert not closing.is_alive()
-    assert len(ring.windows[0].cache[0][0]) == 1  # the second batch was not begun
+    assert len(ring.windows[0].cells[0][0]) == 1  # the second batch was not begun
 
 
 def test_close_may_be_called_from_the_result_callback(wires):
@@ -324,7 +331,7 @@ def test_close_may_be_called_from_the_result_callback(wires):
         ring.close()
         done.set()
 
-    ring = Ring(plan, {0: ToyWindow(0, 6)}, wires.transport("a"), close, lambda _: None)
+    ring = Ring(plan, dict(enumerate(windows_of(plan))), wires.transport("a"), close, lambda _: None)
     ring.connect()
     ring.submit(0, (), batch_of((0, 0)), tokens_of(1))
     assert done.wait(WAIT)
@@ -334,7 +341,9 @@ def test_close_may_be_called_from_the_result_callback(wires):
 def test_a_ring_that_never_connected_closes(wires):
     plan = plan_of(*SHAPES["two"])
     failed: Queue[Result] = Queue()
-    ring = Ring(plan, {0: ToyWindow(0, 2), 2: ToyWindow(5, 6)}, wires.transport("a"), failed.put, print)
+    windows = dict(enumerate(windows_of(plan)))
+    del windows[1]  # b's
+    ring = Ring(plan, windows, wires.transport("a"), failed.put, print)
     ring.submit(4, (), batch_of((0, 0)), tokens_of(1))
     wires.transport("b")
     with pytest.raises(RingBrokenError, match="no ring of epoch 1 is open"):
@@ -348,7 +357,7 @@ def test_epochs_follow_each_other_on_the_same_devices(wires):
     assert first.run(batch_of((0, 0)), tokens_of(1)).error is None
     plan = plan_of(*SHAPES["two"], epoch=2)
     second: Queue[Result] = Queue()
-    windows = [ToyWindow(hop.first, hop.last) for hop in plan.hops]
+    windows = windows_of(plan)
     stage = Stage(plan, "b", {1: windows[1]}, first.transports["b"], lambda _: None)
     ring = Ring(plan, {0: windows[0], 2: windows[2]}, first.transports["a"], second.put, lambda _: None)
     first.close()
@@ -370,9 +379,11 @@ def test_later_hops_go_first_and_a_hop_keeps_its_order(wires, gated):
             order.append((self.first, int(batch.seq_ids[0])))
             return hidden
 
+    windows = windows_of(plan, Noting)
+
     a, b = wires.transport("a"), wires.transport("b")
     a.attach(Sink())
-    stage = Stage(plan, "b", {1: Noting(1, 2), 3: Noting(3, 4)}, b, lambda _: None)
+    stage = Stage(plan, "b", {1: windows[1], 3: windows[3]}, b, lambda _: None)
     stage.connect()
 
     def send(number: int, hop: int) -> None:
@@ -398,7 +409,7 @@ def test_later_hops_go_first_and_a_hop_keeps_its_order(wires, gated):
 def test_a_sender_that_ignores_the_ring_depth_is_refused(wires, gated):
     plan = plan_of(*SHAPES["two"])
     wires.transport("a")
-    stage = Stage(plan, "b", {1: gated(2, 5)}, wires.transport("b"), lambda _: None)
+    stage = Stage(plan, "b", {1: windows_of(plan, gated)[1]}, wires.transport("b"), lambda _: None)
     frame = Frame(1, 1, 0, (), batch_of((0, 0)), np.zeros((1, WIDTH), np.float32))
     with pytest.raises(FrameError, match="more frames than"):
         for _ in range(1000):
