@@ -171,7 +171,7 @@ def _manifest(
     files: ModelFiles, name: str, parts: tuple[Part, ...], recurrent: bool, n_vocab: int
 ) -> Manifest:
     n_layers = files.hyperparameter("block_count")
-    n_embd = files.hyperparameter("embedding_length")
+    n_embd = files.hyperparameter("embedding_length", least=1)
     metadata = _metadata(files)
     outside = [tensor.name for part in parts if not part.name.startswith("layer.") for tensor in part.tensors]
     cuts = architecture.cuts(
@@ -188,7 +188,7 @@ def _manifest(
         n_layers=n_layers,
         n_embd=n_embd,
         n_vocab=n_vocab,
-        n_ctx_train=files.hyperparameter("context_length"),
+        n_ctx_train=files.hyperparameter("context_length", least=1),
         kv_bytes_per_token_layer=_kv_bytes(files, n_embd),
         recurrent=recurrent,
         boundaries=cuts.boundaries,

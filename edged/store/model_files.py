@@ -37,7 +37,7 @@ class ModelFiles:
         pair = self.pairs.get(key)
         return None if pair is None else pair.value()
 
-    def hyperparameter(self, name: str, default: int | None = None) -> int:
+    def hyperparameter(self, name: str, default: int | None = None, least: int = 0) -> int:
         """A count under the architecture's prefix; of a list, the largest. Raises BrokenModelError."""
         key = f"{self.architecture}.{name}"
         value = self.value(key)
@@ -46,7 +46,7 @@ class ModelFiles:
             value = max(numbers, default=None)
         if value is None:
             value = default
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
             raise BrokenModelError(f"{self.paths[0].name} is not a usable model: {key} is missing or absurd")
         return value
 

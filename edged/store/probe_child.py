@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import psutil
 from llama_cpp import llama_cpp as llama
 
 from edged.backend.native import load_window
 from edged.backend.window import Batch, Hidden, Tokens
+from edged.device.local_device import memory_budget
 from edged.errors import BrokenModelError, EdgedError, UnsupportedModelError, WindowError
 from edged.planning.plan import ContextOptions
 from edged.store.catalogue import Catalogue
@@ -20,7 +20,6 @@ from edged.store.compose import compose
 from edged.store.manifest import Manifest
 from edged.store.probe import Trial
 
-_MEMORY_SHARE = 0.8  # of what is available may be used to try a model that runs whole only
 _SAMPLE = "A home, ein Zuhause, μία οικία, 家。\n".encode()
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR, which the Python package does not name
 
@@ -43,9 +42,9 @@ def _run_windows(manifest: Manifest, catalogue: Catalogue) -> None:
     last = manifest.n_layers - 1
     edges = [(0, 1), (last, last + 1)] if {1, last} <= set(manifest.boundaries) else [(0, last + 1)]
     weights = sum(part.weight_bytes for edge in edges for part in manifest.parts_for(*edge))
-    if weights > _MEMORY_SHARE * psutil.virtual_memory().available:
+    if weights > memory_budget(cap=None, held=0):
         return
-    # Two sequences' worth of nothing: one token at position 0, and as little context as there can be.
+    # One token at position 0, and as little context as there can be.
     options = ContextOptions(n_ctx=32, n_seq_max=1, n_ubatch=16)
     batch = Batch(np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, np.bool_))
     state: Tokens | Hidden = np.zeros(1, np.int32)

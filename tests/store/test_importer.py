@@ -31,6 +31,7 @@ from edged.store.gguf_file import PAGE, read_gguf
 from edged.store.importer import import_model
 from edged.store.manifest import Manifest
 from edged.store.model_files import model_name
+from edged.store.probe import Trial
 from tests.models.architectures import Shape
 from tests.models.random_models import write_random_model
 from tests.store.composed import materialise
@@ -189,6 +190,16 @@ def test_what_aborts_llama_cpp_does_not_abort_us(tmp_path: Path) -> None:
 def test_what_llama_cpp_refuses_is_refused_in_its_words(tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "odd.gguf", hyperparameters={"feed_forward_length": 95})
     refused(path, tmp_path, BrokenModelError, "wrong shape")
+
+
+@pytest.mark.parametrize("name", ["context_length", "embedding_length", "block_count"])
+def test_absurd_hyperparameters(
+    name: str, tmp_path: Path, untried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours are checked even where llama.cpp would let them pass."""
+    monkeypatch.setattr("edged.store.probe.try_file", lambda _: Trial(n_vocab=288, recurrent=False))
+    path = write_random_model(tmp_path / "odd.gguf", hyperparameters={name: 0})
+    refused(path, tmp_path, BrokenModelError, name if name != "block_count" else "0 layers")
 
 
 def test_a_model_that_computes_no_numbers(tmp_path: Path) -> None:
