@@ -76,9 +76,12 @@ class DemoDevice:
                 process_group=0,  # a Ctrl-C at the terminal is the demo's, not the daemons'
             )
 
+    def has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
     def is_up(self) -> bool:
         """Whether it answers. Raises DaemonError, with its last words, if it has ended."""
-        if self._process is None or self._process.poll() is not None:
+        if self.has_ended():
             code = "" if self._process is None else f" (exit code {self._process.returncode})"
             raise DaemonError(f"{self.name} has ended{code}: {self._last_words()}")
         return daemon_socket(self.home).exists()
@@ -164,17 +167,19 @@ class DemoCluster:
         def joined() -> bool:
             return all(device.is_up() for device in others) and not self._missing(client.status())
 
-        try:
-            _until(joined, FIND_S, "multicast does not reach every device")
-        except TooSlowError:
-            missing = self._missing(client.status())
-            say(f"multicast seems to be blocked here; telling {', '.join(missing)} where the first device is")
-            for device in others:
-                if device.name in missing:
-                    device.ask_to_stop()
-                    device.wait(time.monotonic() + STOP_S)
-                    device.start(client.token().token, peer=f"127.0.0.1:{self.devices[0].port}")
-            _until(joined, START_S, "not every device has joined")
+        def joined_or_lost() -> bool:
+            return not self._missing(client.status()) or any(device.has_ended() for device in others)
+
+        with contextlib.suppress(TooSlowError):
+            _until(joined_or_lost, FIND_S, "")
+        missing = [device for device in others if device.name in self._missing(client.status())]
+        if missing:
+            say("they do not find each other, so multicast may be blocked; trying again with an address")
+        for device in missing:
+            device.ask_to_stop()
+            device.wait(time.monotonic() + STOP_S)
+            device.start(client.token().token, peer=f"127.0.0.1:{self.devices[0].port}")
+        _until(joined, START_S, "not every device has joined")
         say(f"{len(others) + 1} devices have found each other")
 
     def _missing(self, status: StatusAnswer) -> list[str]:

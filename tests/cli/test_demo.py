@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from edged.cli import demo_cluster
+from edged.cli.demo import bundled_model
 from edged.cli.demo_cluster import DemoCluster, DemoDevice, free_ports
 
 PATIENCE_S = 240  # to give up, not to measure
@@ -103,6 +104,26 @@ def test_daemons_do_not_outlive_a_killed_demo(home: Path) -> None:
         process.kill()
         _, alive = psutil.wait_procs(daemons, timeout=60)
         assert alive == []
+
+
+@pytest.mark.model
+def test_devices_that_do_not_find_each_other_are_given_an_address(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = DemoDevice.start
+
+    def start(device: DemoDevice, token: str | None = None, peer: str | None = None) -> None:
+        """Without an address it ends, as it does where multicast is blocked."""
+        real(device, "spoilt" if token is not None and peer is None else token, peer)
+
+    monkeypatch.setattr(DemoDevice, "start", start)
+    monkeypatch.setattr("tempfile.tempdir", str(home))
+    with DemoCluster(2, 2) as cluster:
+        cluster.start(bundled_model())
+        with cluster.front_door() as client:
+            assert sorted(member.name for member in client.status().members) == ["demo-1", "demo-2"]
+    assert "trying again with an address" in capfd.readouterr().err
+    assert_nothing_left(home)
 
 
 def test_a_daemon_that_hangs_is_killed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
