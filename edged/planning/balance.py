@@ -15,7 +15,7 @@ from edged.planning.plan import ContextOptions, Expectation, Hop, LeftOut, Plan
 from edged.planning.profile import DeviceProfile, ModelProfile
 
 GIB = 2**30
-PIPELINE_CHUNK = 32  # prompt tokens per frame: few, so that all devices soon have work; enough for the kernels
+PIPELINE_CHUNK = 32  # prompt tokens per frame: few, so that all devices soon have work
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,5 +213,5 @@ def _too_small(shares: list[_Share], model: ModelProfile, what: str) -> str:
     budget = sum(share.device.memory_budget for share in shares)
     return (
         f"{what}: {model.total_bytes / GIB:.2f} GiB of weights, {budget / GIB:.2f} GiB of memory on "
-        f"{len(shares)} devices; add a device, allow more memory (--memory) or ask for a shorter context (--ctx)"
+        f"{len(shares)} devices; add a device, allow more memory (--memory), or a shorter context (--ctx)"
     )
