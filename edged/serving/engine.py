@@ -109,7 +109,7 @@ class Engine:
         self._arrived = threading.Condition()
         self._closing = False
         self._n_ctx: int | None = None  # of the attached ring, for checks in `generate`
-        self._unplaced: set[int] = set()  # guarded by `_arrived`, as is the inbox
+        self._unplaced: dict[int, Answer] = {}  # without a slot; guarded by `_arrived`, as is the inbox
 
         self._answers: dict[int, Answer] = {}
         self._held: list[Sequence] = []  # while no ring is attached
@@ -135,7 +135,7 @@ class Engine:
                 raise _unloaded()
             if len(self._unplaced) >= self._settings.max_waiting:
                 raise OverloadedError(f"{len(self._unplaced)} requests wait already: try again in a while")
-            self._unplaced.add(sequence.id)
+            self._unplaced[sequence.id] = answer
             self._inbox.append(lambda: self._add(answer))
             self._arrived.notify()
         return stream
@@ -193,17 +193,16 @@ class Engine:
         finally:
             with self._arrived:
                 self._closing = True
-            for answer in list(self._answers.values()):
-                self._fail(answer, _unloaded())
+            for answer in (self._answers | self._unplaced).values():
+                answer.fail(_unloaded())
 
-    def _wait(self) -> list[Callable[[], None]] | None:
+    def _wait(self) -> deque[Callable[[], None]] | None:
         """What has arrived; nothing if a waiting request is overdue first; None at the end."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._inbox or self._closing, timeout=self._seconds_to_deadline())
             if self._closing:
                 return None
-            arrived = list(self._inbox)
-            self._inbox.clear()
+            arrived, self._inbox = self._inbox, deque()
             return arrived
 
     def _seconds_to_deadline(self) -> float | None:
@@ -273,7 +272,7 @@ class Engine:
         for sequence in self._held:
             self._answers[sequence.id].waiting_since = now
         with self._arrived:
-            self._unplaced.update(sequence.id for sequence in self._held)
+            self._unplaced |= {sequence.id: self._answers[sequence.id] for sequence in self._held}
 
     def _take_result(self, result: _Result) -> None:
         if self._attached is None:
@@ -310,7 +309,7 @@ class Engine:
             self._recorder.cached_tokens += sequence.sent
         answer.begin(context.n_ctx, self._tokenizer, self._candidates, self._clock())
         with self._arrived:
-            self._unplaced.discard(sequence.id)
+            self._unplaced.pop(sequence.id, None)
 
     def _submit(self, attached: _Attached, step: Step) -> None:
         answer = self._answers[step.sequence]
@@ -368,7 +367,7 @@ class Engine:
         sequence = answer.sequence
         del self._answers[sequence.id]
         with self._arrived:
-            self._unplaced.discard(sequence.id)
+            self._unplaced.pop(sequence.id, None)
         if self._attached is not None:
             self._attached.scheduler.drop(sequence, damaged=damaged)
         elif sequence in self._held:

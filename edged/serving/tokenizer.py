@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
@@ -67,6 +66,7 @@ class Tokenizer:
         self.n_vocab = int(llama.llama_vocab_n_tokens(vocab))
         self.bos = self._known(llama.llama_vocab_bos(vocab))
         self.eos = self._known(llama.llama_vocab_eos(vocab))
+        self.end_tokens = frozenset(t for t in range(self.n_vocab) if llama.llama_vocab_is_eog(vocab, t))
         self.adds_bos = bool(llama.llama_vocab_get_add_bos(vocab))
         adds_eos = bool(llama.llama_vocab_get_add_eos(vocab))
         if (self.adds_bos and self.bos is None) or (adds_eos and self.eos is None):
@@ -128,14 +128,7 @@ class Tokenizer:
 
     def is_end(self, token: int) -> bool:
         """Whether generation ends at this token; a model may have several such tokens."""
-        with self._open():
-            self._check(token)
-            return bool(llama.llama_vocab_is_eog(self._vocab, token))
-
-    @cached_property
-    def end_tokens(self) -> tuple[int, ...]:
-        with self._open():
-            return tuple(t for t in range(self.n_vocab) if llama.llama_vocab_is_eog(self._vocab, t))
+        return token in self.end_tokens
 
     def close(self) -> None:
         """Waits for calls in progress, then frees the model; idempotent."""

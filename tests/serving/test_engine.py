@@ -164,6 +164,32 @@ def test_a_reused_prefix_changes_nothing(bench: Bench) -> None:
     assert bench.engine.stats().cached_tokens > 0
 
 
+def test_the_next_turn_of_a_conversation_is_as_fresh(
+    make_bench: Callable[..., Bench], tokenizer: Tokenizer
+) -> None:
+    """The slot also held the answer, computed token by token: that part must not be taken for a prompt."""
+    bench, fresh = make_bench(), make_bench()
+    bench.attach()
+    fresh.attach()
+    prompt = tuple(tokenizer.encode(PROMPTS[2], add_special=True, parse_special=True))
+    _, answer, _ = read(bench.engine.generate(ask().model_copy(update={"prompt": prompt})))
+    turn = ask().model_copy(update={"prompt": (*prompt, *answer, *prompt[:3])})
+    text, tokens, last = read(bench.engine.generate(turn))
+    assert (text, tokens) == read(fresh.engine.generate(turn))[:2]
+    assert last.usage is not None
+    assert last.usage.cached_tokens == len(prompt) // CONTEXT.n_ubatch * CONTEXT.n_ubatch > 0
+
+
+def test_penalties_see_the_prompt_and_the_answer(bench: Bench) -> None:
+    ring = bench.attach()
+    steady = ring.model.logits([])
+    ring.model.logits = lambda _: steady  # type: ignore[method-assign]
+    order = [int(token) for token in np.argsort(-steady)[:6]]
+    jealous = Sampling(temperature=0, presence_penalty=2.0, frequency_penalty=2.0, repeat_penalty=10.0)
+    asked = GenerateRequest(prompt=(order[0], order[2]), sampling=jealous, max_tokens=3, ignore_eos=True)
+    assert read(bench.engine.generate(asked))[1] == [order[1], order[3], order[4]]
+
+
 def test_a_model_that_cannot_roll_back_reuses_nothing(tokenizer: Tokenizer) -> None:
     engine = Engine(model="toy", tokenizer=tokenizer, recurrent=True)
     ring = FakeRing(HistoryModel(tokenizer.n_vocab, CONTEXT.n_seq_max, CONTEXT.n_ctx), engine.deliver)
@@ -392,7 +418,7 @@ def test_ends_at_an_end_token(bench: Bench, tokenizer: Tokenizer) -> None:
     def ending(history: list[tuple[int, int]]) -> np.ndarray:
         logits = plain(history)
         if len(history) > 12:
-            logits[tokenizer.end_tokens[-1]] = 1000.0
+            logits[max(tokenizer.end_tokens)] = 1000.0
         return logits
 
     ring.model.logits = ending  # type: ignore[method-assign]
@@ -488,7 +514,15 @@ def test_close_ends_everything_clearly(bench: Bench) -> None:
     ring.allow(2)
     generations = [bench.engine.generate(ask()) for _ in range(5)]
     ring.wait_held()
-    bench.engine.close()
+    gate = threading.Event()
+    bench.engine._post(lambda: gate.wait(30))  # the engine is busy while one more is asked for
+    generations.append(bench.engine.generate(ask()))
+    closing = threading.Thread(target=bench.engine.close)
+    closing.start()
+    with bench.engine._arrived:
+        assert bench.engine._arrived.wait_for(lambda: bench.engine._closing, 30)
+    gate.set()
+    closing.join(30)
     bench.engine.close()
     for generation in generations:
         with pytest.raises(ModelError, match="unloaded"):

@@ -39,7 +39,6 @@ PROMPTS = [
     "Once upon a time, in a village by the sea, there lived an old fisherman. He had three sons. The",
 ]
 
-Devices = dict[str, list[tuple[int, int]]]
 MakeRing = Callable[[Engine, list[tuple[str, int, int]]], Ring]
 
 

@@ -168,7 +168,7 @@ def test_a_long_prompt_is_sent_back_to_back() -> None:
 
 
 def test_decode_goes_before_prompts_and_prompts_still_advance() -> None:
-    bench = Bench(n_slots=3, limits=Limits(in_flight=3, prefill_beside_decode=2))
+    bench = Bench(n_slots=3, limits=Limits(in_flight=7, prefill_beside_decode=2))
     talker = bench.add([1], 40)
     bench.submit()
     bench.answer_one()
