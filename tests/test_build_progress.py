@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,3 +28,15 @@ def test_a_failure_shows_the_end_of_the_log_and_the_exit_code(tmp_path: Path) ->
     first, *rest = done.stderr.splitlines()
     assert first.startswith("building: failed after 0:0")
     assert rest == [f"line {index}" for index in range(60, 100)]
+
+
+def test_ending_it_ends_what_the_command_has_started(tmp_path: Path) -> None:
+    """Every process of the command holds the log's pipe open, and the tool reads it to its end."""
+    script = "sleep 1000 & echo begun; wait"
+    log = tmp_path / "build.log"
+    command = [sys.executable, str(TOOL), "building", str(log), "bash", "-c", script]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as tool:
+        while not (log.exists() and log.stat().st_size):
+            assert tool.poll() is None
+        tool.send_signal(signal.SIGTERM)
+        assert tool.wait(30) == 130

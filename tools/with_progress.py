@@ -7,8 +7,10 @@ Knows ninja's `[12/193]`. If the command fails, the end of its log is shown and 
 
 from __future__ import annotations
 
+import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +27,15 @@ QUIET_S = 2  # a command that is done this soon is not worth a word
 def run(label: str, log: Path, command: list[str]) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # A process group of its own, so that compilers end with it; SIGTERM ends it just as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
     reader = threading.Thread(target=_read, args=(process.stdout, log, lines), name="log-reader")
@@ -34,7 +44,7 @@ def run(label: str, log: Path, command: list[str]) -> int:
         _show(label, lines, began)
         code = process.wait()
     except KeyboardInterrupt:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait()
         code = 130
     reader.join()
@@ -51,6 +61,7 @@ def _read(output: IO[bytes], log: Path, lines: queue.Queue[str | None]) -> None:
     with log.open("wb") as file:
         for line in output:
             file.write(line)
+            file.flush()  # for whoever watches the log
             lines.put(line.decode(errors="replace"))
     lines.put(None)
 
