@@ -85,12 +85,16 @@ def load(home: Path) -> Identity | None:
     Raises ClusterError, naming the file, if one is damaged or does not match the others.
     """
     chain_file = _folder(home) / "certificates.pem"
-    if not chain_file.exists():
+    try:
+        chain_pem = chain_file.read_bytes()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ClusterError(f"cannot read {chain_file}: {error.strerror}") from None
     device = _read_id(home)
     key = _read_key(_folder(home) / "device.key")
     try:
-        chain = x509.load_pem_x509_certificates(_read(chain_file))
+        chain = x509.load_pem_x509_certificates(chain_pem)
     except ValueError:
         raise _damaged(chain_file, "it holds no certificates") from None
     if len(chain) != 2:

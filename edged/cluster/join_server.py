@@ -6,7 +6,9 @@ import logging
 import socket
 import ssl
 import threading
-from typing import Self
+import time
+from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import uvicorn
 from pydantic import ValidationError
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
 LAST_WORD = HEADERS | {"connection": "close"}  # one answer each; what somebody still sends is not read
+MAX_CONNECTION_S = 15.0  # a join takes well below a second
 START_TIMEOUT_S = 10.0
 
 
@@ -90,13 +93,23 @@ class JoinServer:
 
 
 class _Server(uvicorn.Server):
+    """Says when it is ready, and cuts off whoever keeps a connection: uvicorn itself waits for ever."""
+
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = threading.Event()
+        self._first_seen: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        now = time.monotonic()
+        for connection in tuple(self.server_state.connections):
+            if now - self._first_seen.setdefault(connection, now) > MAX_CONNECTION_S:
+                connection.transport.abort()
+        return await super().on_tick(counter)
 
 
 def _tls13(_config: uvicorn.Config, default: object) -> ssl.SSLContext:

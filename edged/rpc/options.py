@@ -14,7 +14,6 @@ SHARED: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),  # no limit: a ring may be idle for hours
-    ("grpc.optimization_target", "latency"),
 )
 
 CLIENT: tuple[tuple[str, int | str], ...] = (

@@ -125,6 +125,14 @@ def test_a_missing_file_is_named(founder: Identity, file: str) -> None:
         load(founder.home)
 
 
+def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "identity").write_text("not a directory")
+    with pytest.raises(ClusterError, match=r"cannot read .*certificates.pem"):
+        load(tmp_path)
+    with pytest.raises((ClusterError, SettingsError), match="identity"):
+        found_cluster(tmp_path, "nas")
+
+
 def test_files_of_two_devices_do_not_mix(
     founder: Identity, member: Identity, make_member: Callable[[str], Identity]
 ) -> None:

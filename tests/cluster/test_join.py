@@ -327,6 +327,19 @@ def test_strangers_do_not_stop_the_server(server: JoinServer, admission: Admissi
         assert join(tmp_path / "pi", str(admission.new_token()), HOST, main_port(server), "pi").name == "pi"
 
 
+def test_a_connection_that_only_waits_is_cut_off(server: JoinServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_CONNECTION_S", 0.0)
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname = False
+    anybody.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection((HOST, server.port), timeout=30) as raw,
+        contextlib.suppress(ConnectionResetError, ssl.SSLEOFError),
+        anybody.wrap_socket(raw) as tls,
+    ):
+        assert tls.recv(1) == b""
+
+
 def test_the_port_is_freed_and_named_when_taken(founder: Identity, admission: Admission) -> None:
     with (
         JoinServer(founder, admission, 0) as first,
