@@ -163,10 +163,14 @@ class Coordinator:
             self._want(manifest)
             while True:
                 with self._turn:
-                    if self._closing or self._is_settled_for(manifest):
-                        break
-                if (step := steps.get()) is not None:
-                    yield step
+                    settled = self._closing or self._is_settled_for(manifest)
+                while not (settled and steps.empty()):
+                    if (step := steps.get()) is not None:
+                        yield step
+                    elif not settled:
+                        break  # the state changed: look again
+                if settled:
+                    break
             with self._turn:
                 self._raise_unless_ready(manifest)
         finally:

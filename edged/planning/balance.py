@@ -42,7 +42,8 @@ def plan_balanced(
         raise PlanError(f"the head {head} is not among the devices")
     workers = sorted((d for d in devices if d.device != head), key=lambda d: d.device)
     if not model.boundaries:
-        return _alone(epoch, by_id[head], workers, model, context, why="this model runs whole only")
+        why = model.whole_because or "this model runs whole only"
+        return _alone(epoch, by_id[head], workers, model, context, why=why)
     if not workers or model.n_layers < 3:
         return _alone(epoch, by_id[head], workers, model, context, why="the model has too few layers")
 

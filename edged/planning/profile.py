@@ -28,6 +28,7 @@ class ModelProfile(Document):
     n_embd: int = Field(ge=1)
     n_vocab: int = Field(ge=1)
     boundaries: tuple[int, ...]  # layers at which it may be cut; () runs whole only
+    whole_because: str = ""  # why there are none, for a person
     layer_bytes: tuple[int, ...]  # weights per layer
     embedding_bytes: int
     output_bytes: int  # what the last window loads besides its layers

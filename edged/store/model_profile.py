@@ -11,16 +11,16 @@ def model_profile(manifest: Manifest) -> ModelProfile:
     parts = manifest.by_name
     embedding = parts["embedding"].weight_bytes
     output = parts["output"].weight_bytes if "output" in parts else 0
-    tied = not any(entry.name == "output.weight" for part in manifest.parts for entry in part.tensors)
     return ModelProfile(
         model=manifest.id,
         n_layers=manifest.n_layers,
         n_embd=manifest.n_embd,
         n_vocab=manifest.n_vocab,
         boundaries=manifest.boundaries,
+        whole_because=manifest.whole_because,
         layer_bytes=tuple(manifest.layer(index).weight_bytes for index in range(manifest.n_layers)),
         embedding_bytes=embedding,
-        output_bytes=output + (embedding if tied else 0),
+        output_bytes=output + (embedding if manifest.tied else 0),
         kv_bytes_per_token_layer=manifest.kv_bytes_per_token_layer,
         n_ctx_train=manifest.n_ctx_train,
     )
