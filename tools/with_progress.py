@@ -7,6 +7,7 @@ Knows ninja's `[12/193]`. If the command fails, the end of its log is shown and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -21,6 +22,7 @@ from typing import IO
 NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 LINE_EVERY_S = 15  # where there is no terminal to rewrite a line on
 TAIL = 40  # lines of the log that are shown after a failure
+GRACE_S = 10.0  # for a command that is interrupted
 QUIET_S = 2  # a command that is done this soon is not worth a word
 
 
@@ -44,8 +46,7 @@ def run(label: str, log: Path, command: list[str]) -> int:
         _show(label, lines, began)
         code = process.wait()
     except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        _end(process)
         code = 130
     reader.join()
     if code == 0 and time.monotonic() - began > QUIET_S:
@@ -55,6 +56,15 @@ def run(label: str, log: Path, command: list[str]) -> int:
         with log.open(errors="replace") as text:
             sys.stderr.writelines(text.readlines()[-TAIL:])
     return code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C for the whole group, since pip then removes its temporary files; what ignores that is ended."""
+    for number, patience in ((signal.SIGINT, GRACE_S), (signal.SIGTERM, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
 
 
 def _read(output: IO[bytes], log: Path, lines: queue.Queue[str | None]) -> None:
