@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -50,6 +54,27 @@ def calm(ring: Cluster) -> tuple[str, list[int]]:
     text, tokens, usage = answer(ring.head)
     assert usage.completion_tokens == TOKENS == len(tokens)
     return text, tokens
+
+
+def several(head: Daemon, prompts: list[str], disturb: Callable[[], None]) -> list[tuple[str, list[int]]]:
+    """Answers to all prompts at once; `disturb` is called once all of them are in mid-answer."""
+    under_way = threading.Barrier(len(prompts), action=disturb)
+
+    def ask(prompt: str) -> tuple[str, list[int]]:
+        text: list[str] = []
+        tokens: list[int] = []
+        waited = False
+        with open_front_door(daemon_socket(head.place.home)) as client:
+            for event in client.generate(REQUEST.model_copy(update={"prompt": prompt})):
+                text.append(event.text)
+                tokens.extend(event.token_ids)
+                if len(tokens) >= KILL_AFTER and not waited:
+                    waited = True
+                    under_way.wait(60)
+        return "".join(text), tokens
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(ask, prompts))
 
 
 def epoch(ring: Cluster) -> int:
@@ -107,3 +132,25 @@ def test_a_worker_that_leaves_in_order(whole_ring: Cluster, calm: tuple[str, lis
     assert isinstance(device, Device)
     whole_ring.daemons[2] = device.start_daemon(*FLAGS)
     whole_ring.wait_ring_of(3, newer_than=after.plan.epoch)
+
+
+def test_a_frozen_worker(whole_ring: Cluster, calm: tuple[str, list[int]]) -> None:
+    """It hangs with all its connections open, as a laptop does whose lid is closed, and wakes up later."""
+    before = epoch(whole_ring)
+    sleeper = whole_ring.daemons[1].process
+    text, tokens, _ = answer(whole_ring.head, lambda: os.kill(sleeper.pid, signal.SIGSTOP))
+    assert (text, tokens) == calm
+    after = whole_ring.wait_ring_of(2, newer_than=before)
+    assert after.plan is not None
+    os.kill(sleeper.pid, signal.SIGCONT)
+    whole_ring.wait_ring_of(3, newer_than=after.plan.epoch)
+    assert answer(whole_ring.head)[:2] == calm
+
+
+def test_a_killed_worker_under_several_answers(whole_ring: Cluster) -> None:
+    prompts = ["The history of bread begins", "Bees live", "In the year 1900", "A ship is"]
+    calm = several(whole_ring.head, prompts, lambda: None)
+    assert all(len(tokens) == TOKENS for _, tokens in calm)
+    assert len({text for text, _ in calm}) == len(prompts)
+    assert several(whole_ring.head, prompts, whole_ring.daemons[1].process.kill) == calm
+    whole_ring.wait_ring_of(2)
