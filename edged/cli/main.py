@@ -57,6 +57,8 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
+    # gRPC's core writes to the terminal what its callers are told anyway; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(_exit_code(args))
 
 

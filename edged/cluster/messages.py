@@ -14,11 +14,10 @@ from edged.rpc.messages import MemberStatus
 DeviceName = Field(pattern=r"^[^\p{C}]{1,63}$")  # no control characters: it is shown in terminals
 
 
-class BrokenHop(Document):
-    """A link of the ring that went away, as the device in front of it saw it."""
+class BrokenRing(Document):
+    """The ring of an epoch lost a link, as this device saw it."""
 
     epoch: int = Field(ge=1)
-    hop: int = Field(ge=0)  # index into Plan.hops of the window that can no longer be reached
     reason: str = Field(max_length=500)
 
 
@@ -32,7 +31,7 @@ class HeartbeatReport(Document):
     profile: DeviceProfile
     models: tuple[str, ...] = Field(default=(), max_length=10_000)  # Manifest.id of those it holds parts of
     epoch: int = Field(default=0, ge=0)  # the epoch it serves; 0: none
-    broken: tuple[BrokenHop, ...] = Field(default=(), max_length=1000)
+    broken: BrokenRing | None = None
     coordinator_host: str = Field(
         default="", max_length=255
     )  # where it reached the coordinator; set by Heart

@@ -10,8 +10,8 @@ from edged.cluster.discovery import find_founder
 from edged.cluster.identity import Identity
 from edged.cluster.join import join
 from edged.cluster.token import parse
-from edged.errors import ClusterError
-from edged.settings import HostPort, Settings
+from edged.errors import ClusterError, PeerLostError
+from edged.settings import Settings
 
 FIND_S = 20.0  # a daemon that starts at the same time announces itself within a few seconds
 
@@ -47,13 +47,24 @@ def coordinator_address(settings: Settings) -> AddressBook:
 
 
 def _join(settings: Settings, token: str, cluster: str, say: Callable[[str], None]) -> Identity:
+    unreachable: PeerLostError | None = None
+    for address in _founder_addresses(settings, cluster, say):
+        try:
+            own = join(settings.home, token, address.host, address.port, settings.name)
+        except PeerLostError as error:
+            unreachable = unreachable or error
+            continue
+        coordinator_address(settings).worked(address)
+        say(f"joined the cluster {own.cluster} at {address}")
+        return own
+    assert unreachable is not None
+    raise unreachable
+
+
+def _founder_addresses(settings: Settings, cluster: str, say: Callable[[str], None]) -> tuple[Address, ...]:
+    """Never empty; the likeliest first."""
     if settings.peer is not None:
-        founder = settings.peer
-    else:
-        say(f"looking for the cluster {cluster} in this network")
-        peer = find_founder(cluster, FIND_S)
-        founder = HostPort(peer.hosts[0], peer.port)
-    own = join(settings.home, token, founder.host, founder.port, settings.name)
-    coordinator_address(settings).worked(Address(founder.host, founder.port))
-    say(f"joined the cluster {own.cluster} at {founder}")
-    return own
+        return (Address(settings.peer.host, settings.peer.port),)
+    say(f"looking for the cluster {cluster} in this network")
+    peer = find_founder(cluster, FIND_S)
+    return tuple(Address(host, peer.port) for host in peer.hosts)

@@ -125,7 +125,7 @@ class Lead:
         """Somebody came, went or has news: the coordinator is to know."""
         if event.kind in ("joined", "changed"):
             self._models.meet(event.member)
-        for broken in event.member.report.broken:
+        if (broken := event.member.report.broken) is not None:
             self._coordinator.ring_broke(broken.epoch, f"{event.member.report.name}: {broken.reason}")
         if event.kind == "joined":
             self._coordinator.device_returned(event.member.device)

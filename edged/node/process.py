@@ -54,6 +54,7 @@ def log_to(settings: Settings) -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(settings.log_level.upper())
     logger.propagate = False
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would note every request of a joining device
     try:
         yield
     finally:

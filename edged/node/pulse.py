@@ -6,13 +6,13 @@ import secrets
 from collections.abc import Callable
 
 from edged import __version__
-from edged.cluster.messages import BrokenHop, HeartbeatReport
+from edged.cluster.messages import BrokenRing, HeartbeatReport
 from edged.cluster.worker import Worker
 from edged.errors import EdgedError
 from edged.planning.profile import DeviceProfile
 from edged.store.catalogue import Catalogue
 
-MAX_REASON = 500  # characters, as BrokenHop allows
+MAX_REASON = 500  # characters, as BrokenRing allows
 
 
 class Pulse:
@@ -32,7 +32,7 @@ class Pulse:
         self._profile = profile
         self._catalogue = catalogue
         self._worker = worker
-        self._broken: BrokenHop | None = None
+        self._broken: BrokenRing | None = None
         self._news: Callable[[], None] = lambda: None
 
     def on_news(self, tell: Callable[[], None]) -> None:
@@ -40,12 +40,13 @@ class Pulse:
         self._news = tell
 
     def ring_broke(self, epoch: int, error: EdgedError) -> None:
-        self._broken = BrokenHop(epoch=epoch, hop=0, reason=error.message[:MAX_REASON])
+        self._broken = BrokenRing(epoch=epoch, reason=error.message[:MAX_REASON])
         self._news()
 
     def report(self) -> HeartbeatReport:
         broken = self._broken
-        current = broken is not None and broken.epoch >= self._worker.latest_epoch
+        if broken is not None and broken.epoch < self._worker.latest_epoch:
+            broken = None
         return HeartbeatReport(
             run=self._run,
             name=self._name,
@@ -54,5 +55,5 @@ class Pulse:
             profile=self._profile(),
             models=tuple(model.id for model in self._catalogue.models()),
             epoch=self._worker.latest_epoch,
-            broken=(broken,) if broken is not None and current else (),
+            broken=broken,
         )

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from edged.cluster.membership import SILENT_AFTER_S, MemberEvent, Membership, MemberTable
-from edged.cluster.messages import BrokenHop, ClusterView, HeartbeatReport
+from edged.cluster.messages import BrokenRing, ClusterView, HeartbeatReport
 from tests.cluster.reports import RUN, report
 
 DEVICE = "a" * 16
@@ -112,7 +112,7 @@ def test_a_quick_restart_shows(table: MemberTable) -> None:
         {"name": "attic"},
         {"models": ("m",)},
         {"epoch": 3},
-        {"broken": (BrokenHop(epoch=3, hop=1, reason="gone"),)},
+        {"broken": BrokenRing(epoch=3, reason="gone")},
     ],
 )
 def test_what_matters_to_a_plan_is_told(table: MemberTable, change: dict[str, object]) -> None:
@@ -163,7 +163,7 @@ def test_a_report_that_no_daemon_sends_is_refused(bad: dict[str, object]) -> Non
 
 
 def test_documents_survive_the_wire() -> None:
-    sent = report(models=("m",), broken=(BrokenHop(epoch=1, hop=0, reason="why"),))
+    sent = report(models=("m",), broken=BrokenRing(epoch=1, reason="why"))
     assert HeartbeatReport.unpack(sent.pack()) == sent
     view = ClusterView(coordinator=DEVICE)
     assert ClusterView.unpack(view.pack()) == view
