@@ -74,7 +74,7 @@ def test_a_part_cut_short_while_it_loads(
             with path.open("r+b") as file:
                 file.truncate(1000)
 
-    with pytest.raises(WindowError, match="cannot load layers 3 to 4: .* has been cut short"):
+    with pytest.raises(WindowError, match=r"cannot load layers 3 to 4: .* has been cut short"):
         load_window(source, context, THREADS, progress=cut)
 
 
@@ -114,7 +114,8 @@ def test_an_embedding_cut_short_under_a_running_window(
 def test_a_source_that_makes_no_sense(
     source_of: SourceOf, context: ContextOptions, change: dict[str, Any], message: str
 ) -> None:
-    source = replace(source_of(3, 5), **({"n_vocab": 49152} if change == {"capture": None} else {}), **change)
+    extra: dict[str, Any] = {"n_vocab": 49152} if change == {"capture": None} else {}
+    source = replace(source_of(3, 5), **extra, **change)
     with pytest.raises(WindowError, match=message):
         load_window(source, context, THREADS)
 
