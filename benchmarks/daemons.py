@@ -15,8 +15,8 @@ from typing import Self
 
 import numpy as np
 
+from edged.frontdoor.client import FrontDoorClient, open_front_door
 from edged.planning.plan import Plan
-from edged.rpc.front_door import FrontDoorClient, open_front_door
 from edged.serving.generation import GenerateRequest, Sampling
 from edged.settings import daemon_socket
 from tests.lab import Daemon, LabError, Place

@@ -32,6 +32,7 @@ from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
 from edged.device.local_device import profile
 from edged.errors import EdgedError
+from edged.frontdoor.service import FrontDoorService
 from edged.node.belonging import coordinator_address, settle
 from edged.node.follow import Follow
 from edged.node.keys import OwnersKeys
@@ -44,7 +45,6 @@ from edged.ring.grpc_transport import GrpcTransport
 from edged.ring.ring import Result
 from edged.rpc import edged_pb2_grpc
 from edged.rpc.channel import connect
-from edged.rpc.front_door_service import FrontDoorService
 from edged.rpc.server import peer_device, serve, serve_local
 from edged.serving.head import Head
 from edged.settings import Settings, ensure_api_key

@@ -32,5 +32,5 @@ class Document(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(step) for step in first["loc"]) or "document"
             raise DocumentError(f"not a {cls.__name__}: {where}: {first['msg']}") from None
-        except Exception as error:  # msgpack raises a dozen unrelated types on bad input
+        except Exception as error:  # noqa: BLE001 - msgpack raises a dozen unrelated types on bad input
             raise DocumentError(f"not a {cls.__name__}: {error}") from None

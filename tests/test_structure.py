@@ -21,15 +21,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rpc",),
     ("ring", "store", "device"),
     ("cluster", "serving"),
-    ("api", "node"),
+    ("api", "frontdoor"),
+    ("node",),
     ("daemon",),
     ("cli", "__main__"),
 )
 """Imports run towards the front only; "" is edged itself. Within a package anything goes."""
 
-ALLOWED = {
-    ("rpc", "serving"): "the front door's documents are the requests of edged.serving.generation",
-}
+ALLOWED: dict[tuple[str, str], str] = {}
+"""Imports against that order, each with its reason."""
+
 PURE = {"planning": ("grpc", "zeroconf", "edged.api"), "serving": ("grpc", "zeroconf", "edged.api")}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
-    from edged.rpc.front_door import FrontDoorClient
+    from edged.frontdoor.client import FrontDoorClient
     from edged.serving.generation import FinishReason, GenerateRequest, Generation, Usage
 
 

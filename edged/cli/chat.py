@@ -13,7 +13,7 @@ from edged.cli.options import current_settings, home_option
 def command(model: str | None) -> None:
     """Talk with the loaded model, or with MODEL. Ctrl-C stops an answer, Ctrl-D leaves; /help says more."""
     from edged.cli.repl import converse
-    from edged.rpc.front_door import open_front_door
+    from edged.frontdoor.client import open_front_door
 
     settings = current_settings()
     with open_front_door(settings.socket_path) as client:

@@ -24,7 +24,7 @@ from edged.cli.progress import follow
 from edged.cli.ring_text import device_names, ring_text
 from edged.cli.terminal import say
 from edged.errors import DaemonError, PlanError
-from edged.rpc.front_door import FrontDoorClient, open_front_door
+from edged.frontdoor.client import FrontDoorClient, open_front_door
 from edged.rpc.messages import StatusAnswer
 from edged.settings import daemon_socket
 

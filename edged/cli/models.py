@@ -55,7 +55,7 @@ def command(as_json: bool) -> None:
 
 def _models(settings: Settings) -> tuple[ModelSummary, ...]:
     """From the daemon, or from the disk where none runs."""
-    from edged.rpc.front_door import open_front_door
+    from edged.frontdoor.client import open_front_door
     from edged.rpc.messages import ModelSummary
     from edged.store.catalogue import Catalogue
 

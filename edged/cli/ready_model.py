@@ -8,7 +8,7 @@ from edged.cli.progress import follow
 from edged.errors import UnknownModelError
 
 if TYPE_CHECKING:
-    from edged.rpc.front_door import FrontDoorClient
+    from edged.frontdoor.client import FrontDoorClient
 
 
 def ready_model(client: FrontDoorClient, wanted: str | None) -> str:

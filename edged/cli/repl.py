@@ -16,7 +16,7 @@ from edged.errors import EdgedError
 from edged.serving.generation import GenerateRequest, Message
 
 if TYPE_CHECKING:
-    from edged.rpc.front_door import FrontDoorClient
+    from edged.frontdoor.client import FrontDoorClient
 
 HELP = """\
 /clear          forget the conversation

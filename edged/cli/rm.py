@@ -33,7 +33,7 @@ def command(model: str) -> None:
 
 def _loaded(settings: Settings) -> str:
     """Id of the model that the daemon here runs; "" where none runs."""
-    from edged.rpc.front_door import open_front_door
+    from edged.frontdoor.client import open_front_door
 
     try:
         with open_front_door(settings.socket_path) as client:

@@ -11,7 +11,7 @@ import click
 from edged.cli.options import current_settings, home_option
 
 if TYPE_CHECKING:
-    from edged.rpc.front_door import FrontDoorClient
+    from edged.frontdoor.client import FrontDoorClient
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -48,7 +48,7 @@ def command(
     The answer, with one newline after it, is all that goes to stdout.
     """
     model, prompt = _model_and_prompt(words)
-    from edged.rpc.front_door import open_front_door
+    from edged.frontdoor.client import open_front_door
 
     with open_front_door(current_settings().socket_path) as client:
         question(client, model, prompt, max_tokens, temperature, seed)

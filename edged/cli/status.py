@@ -25,7 +25,7 @@ WIDTH = 160  # columns where there is no terminal to ask
 @home_option
 def command(as_json: bool) -> None:
     """Show the cluster's devices, the ring, and how fast it is."""
-    from edged.rpc.front_door import open_front_door
+    from edged.frontdoor.client import open_front_door
 
     with open_front_door(current_settings().socket_path) as client:
         status = client.status()

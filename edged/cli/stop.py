@@ -17,7 +17,7 @@ def command() -> None:
     """Stop this device's daemon and wait until it has ended."""
     import psutil
 
-    from edged.rpc.front_door import open_front_door
+    from edged.frontdoor.client import open_front_door
 
     settings = current_settings()
     with open_front_door(settings.socket_path) as client:

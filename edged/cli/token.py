@@ -12,7 +12,7 @@ from edged.cli.terminal import say
 @home_option
 def command() -> None:
     """Print a token that lets one more device join this cluster."""
-    from edged.rpc.front_door import open_front_door
+    from edged.frontdoor.client import open_front_door
 
     with open_front_door(current_settings().socket_path) as client:
         answer = client.token()

@@ -13,8 +13,8 @@ from edged.cluster.identity import Identity
 from edged.cluster.messages import ClusterView
 from edged.cluster.worker import Worker
 from edged.errors import EdgedError, PeerLostError
+from edged.frontdoor.client import FrontDoorClient
 from edged.node.figures import summary, window_statistics
-from edged.rpc.front_door import FrontDoorClient
 from edged.rpc.messages import ModelsAnswer, Progress, StatusAnswer
 from edged.serving.generation import GenerateRequest, Generation
 from edged.store.catalogue import Catalogue

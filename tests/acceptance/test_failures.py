@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from edged.rpc.front_door import open_front_door
+from edged.frontdoor.client import open_front_door
 from edged.serving.generation import GenerateRequest, Sampling, Usage
 from edged.settings import daemon_socket
 from tests.acceptance.cluster import FLAGS, Cluster, form_cluster

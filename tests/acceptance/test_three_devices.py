@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edged.rpc.front_door import open_front_door
+from edged.frontdoor.client import open_front_door
 from edged.serving.generation import GenerateRequest, Sampling
 from edged.settings import daemon_socket
 from edged.store.manifest import Manifest

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edged.errors import ContextOverflowError, UnknownModelError
+from edged.frontdoor.service import FrontDoorService
 from edged.planning.plan import ContextOptions, Expectation, Hop, LeftOut, Plan
 from edged.rpc.edged_pb2_grpc import add_FrontDoorServicer_to_server
-from edged.rpc.front_door_service import FrontDoorService
 from edged.rpc.messages import (
     MemberStatus,
     ModelsAnswer,

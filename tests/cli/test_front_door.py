@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edged.errors import ContextOverflowError, NotRunningError, PeerLostError, UnknownModelError
+from edged.frontdoor.client import FrontDoorClient, is_listening, open_front_door
 from edged.rpc.channel import connect_local
-from edged.rpc.front_door import FrontDoorClient, is_listening, open_front_door
 from edged.serving.generation import GenerateEvent, GenerateRequest, Message
 from edged.settings import daemon_socket
 from tests.cli.door import Door, open_door

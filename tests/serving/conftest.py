@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from edged.serving.tokenizer import Tokenizer
 from edged.store.catalogue import Catalogue
 from edged.store.importer import import_model
 from edged.store.manifest import Manifest
+from tests.serving.bench import Bench
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -40,3 +41,21 @@ def tokenizer(vocab_path: Path) -> Iterator[Tokenizer]:
     loaded = Tokenizer(vocab_path)
     yield loaded
     loaded.close()
+
+
+@pytest.fixture
+def make_bench(tokenizer: Tokenizer) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**settings: object) -> Bench:
+        made.append(Bench(tokenizer, **settings))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench]) -> Bench:
+    return make_bench()
