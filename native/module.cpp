@@ -153,6 +153,8 @@ NB_MODULE(_native, m) {
         .def("cancel", &edged::Window::cancel)
         .def("close", &edged::Window::close, unlocked);
 
+    m.def("take_over_log", edged::take_over_log,
+          "Makes llama.cpp log into the queue that drain_log empties.");
     m.def("drain_log", edged::drain_log, "llama.cpp's log lines since the last call: (level, text).");
     m.def("llama_version", [] { return std::string(llama_version()); });
     m.def("system_info", edged::system_info, "One line: what ggml was built for.");

@@ -54,6 +54,11 @@ def system_info() -> str:
     return str(_native.system_info())
 
 
+def route_log() -> None:
+    """Keeps llama.cpp's log off the terminal. Importing llama_cpp undoes it; every load does it again."""
+    _native.take_over_log()
+
+
 def _pass_on_log() -> None:
     """llama.cpp's lines go to the log at debug level: what a user must know is in the exception."""
     for _level, text in _native.drain_log():

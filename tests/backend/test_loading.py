@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import shutil
 import threading
 from collections.abc import Callable
@@ -133,6 +134,20 @@ def test_options_that_cannot_be(source_of: SourceOf, context: ContextOptions) ->
     if all(device.kind == "cpu" for device in native.devices()):
         with pytest.raises(WindowError, match="no GPU"):
             load_window(source, context, THREADS, n_gpu_layers=1)
+
+
+def test_the_log_of_a_load_is_for_debugging_only(
+    source_of: SourceOf,
+    context: ContextOptions,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    native.route_log()
+    with caplog.at_level(logging.DEBUG, "edged.llama"):
+        load_window(source_of(3, 5), context, THREADS).close()
+    assert any("KV buffer size" in record.message for record in caplog.records)
+    assert {record.levelno for record in caplog.records if record.name == "edged.llama"} == {logging.DEBUG}
+    assert capfd.readouterr() == ("", "")
 
 
 def test_progress_goes_to_one_and_may_end_the_load(source_of: SourceOf, context: ContextOptions) -> None:
