@@ -39,6 +39,7 @@ from edged.node.keys import OwnersKeys
 from edged.node.lead import Lead
 from edged.node.process import log_to, only_one, stop_signals
 from edged.node.pulse import Pulse
+from edged.planning.context import CHUNK_ALONE
 from edged.planning.plan import ContextOptions
 from edged.planning.profile import DeviceProfile
 from edged.ring.grpc_transport import GrpcTransport
@@ -52,7 +53,6 @@ from edged.store.catalogue import Catalogue
 from edged.store.manifest import Manifest
 from edged.store.service import StoreService
 
-CHUNK_ALONE = 512  # prompt tokens per batch on one device, llama.cpp's own default; a ring takes fewer
 RPC_THREADS = 64  # each link in, each answer under way and each layer being sent holds one
 
 Say = Callable[[str], None]

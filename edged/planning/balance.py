@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edged.errors import PlanError
+from edged.planning.context import decided, for_ring
 from edged.planning.footprint import kv_bytes_per_layer, share_bytes, window_overhead
 from edged.planning.plan import ContextOptions, Expectation, Hop, LeftOut, Plan
 from edged.planning.profile import DeviceProfile, ModelProfile
 
 GIB = 2**30
-PIPELINE_CHUNK = 32  # prompt tokens per frame: few, so that all devices soon have work
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def plan_balanced(
 ) -> Plan:
     """Ring over `devices` (the head among them) for `model`. Raises PlanError with the numbers.
 
-    `context.n_ubatch` is for one device alone; a ring takes prompts in chunks of at most PIPELINE_CHUNK.
+    `context` is a wish: see `edged.planning.context` for what becomes of it.
     """
     by_id = {device.device: device for device in devices}
     if head not in by_id:
@@ -48,7 +48,7 @@ def plan_balanced(
         return _alone(epoch, by_id[head], workers, model, context, why="the model has too few layers")
 
     shares = [
-        _share(device, model, _chunked(context), is_head=device.device == head)
+        _share(device, model, for_ring(context), is_head=device.device == head)
         for device in [by_id[head], *workers]
     ]
     counts = _balance(shares, model)
@@ -131,11 +131,7 @@ def _ring(
     )
     if placed == {head.device}:
         return _alone(epoch, head, [], model, context, why="", left_out=left_out)
-    return _checked(epoch, [s.device for s in shares], hops, model, _chunked(context), left_out)
-
-
-def _chunked(context: ContextOptions) -> ContextOptions:
-    return context.model_copy(update={"n_ubatch": min(context.n_ubatch, PIPELINE_CHUNK)})
+    return _checked(epoch, [s.device for s in shares], hops, model, for_ring(context), left_out)
 
 
 def _snap(cuts: list[int], allowed: tuple[int, ...]) -> list[int]:
@@ -163,7 +159,7 @@ def _alone(
 ) -> Plan:
     left_out = left_out + tuple(LeftOut(device=device.device, reason=why) for device in others)
     hops = (Hop(device=head.device, first=0, last=model.n_layers),)
-    return _checked(epoch, [head], hops, model, context, left_out)
+    return _checked(epoch, [head], hops, model, decided(context), left_out)
 
 
 def _checked(

@@ -32,6 +32,8 @@ def kv_bytes_per_layer(model: ModelProfile, context: ContextOptions) -> int:
 def window_overhead(model: ModelProfile, context: ContextOptions, *, yields_logits: bool) -> int:
     """Bytes a window takes besides weights and KV: compute buffer and bookkeeping."""
     overhead = WINDOW_OVERHEAD + context.n_ubatch * model.n_embd * ACTIVATIONS_PER_TOKEN
+    if context.flash_attention == "off":  # the scores of a whole chunk, twice: before and after the softmax
+        overhead += 2 * 4 * context.n_ubatch * context.n_ctx * model.n_heads
     if yields_logits:
         overhead += 4 * model.n_vocab * (context.n_ubatch + context.n_seq_max)
     return overhead

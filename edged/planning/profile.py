@@ -27,6 +27,7 @@ class ModelProfile(Document):
     n_layers: int = Field(ge=1)
     n_embd: int = Field(ge=1)
     n_vocab: int = Field(ge=1)
+    n_heads: int = Field(ge=1)  # of attention, the most that any layer has
     boundaries: tuple[int, ...]  # layers at which it may be cut; () runs whole only
     whole_because: str = ""  # why there are none, for a person
     layer_bytes: tuple[int, ...]  # weights per layer

@@ -16,6 +16,7 @@ def model_profile(manifest: Manifest) -> ModelProfile:
         n_layers=manifest.n_layers,
         n_embd=manifest.n_embd,
         n_vocab=manifest.n_vocab,
+        n_heads=_heads(manifest),
         boundaries=manifest.boundaries,
         whole_because=manifest.whole_because,
         layer_bytes=tuple(manifest.layer(index).weight_bytes for index in range(manifest.n_layers)),
@@ -24,3 +25,11 @@ def model_profile(manifest: Manifest) -> ModelProfile:
         kv_bytes_per_token_layer=manifest.kv_bytes_per_token_layer,
         n_ctx_train=manifest.n_ctx_train,
     )
+
+
+def _heads(manifest: Manifest) -> int:
+    """Attention heads of the layer that has most; 1 where the file says nothing of them."""
+    key = f"{manifest.architecture}.attention.head_count"
+    value = next((entry.value for entry in manifest.metadata if entry.key == key), 1)
+    heads = value if isinstance(value, tuple) else (value,)
+    return max((int(count) for count in heads if isinstance(count, int)), default=1) or 1

@@ -33,6 +33,7 @@ def model(n_layers: int, layer: int = 20 * MIB, boundaries: tuple[int, ...] | No
         n_layers=n_layers,
         n_embd=1024,
         n_vocab=32000,
+        n_heads=16,
         boundaries=tuple(range(1, n_layers)) if boundaries is None else boundaries,
         layer_bytes=(layer,) * n_layers,
         embedding_bytes=64 * MIB,
