@@ -57,6 +57,11 @@ def test_equal_devices_share_equally() -> None:
     assert p.hops[-1] == Hop(device="a", first=29, last=30)
 
 
+def test_noise_of_measurement_does_not_unbalance() -> None:
+    p = plan([device("a", speed=0.9), device("b", speed=1.05), device("c", speed=1.0)], model(30))
+    assert layers_of(p) == {"a": 10, "b": 10, "c": 10}
+
+
 def test_layers_follow_speed() -> None:
     p = plan([device("a", speed=1), device("b", speed=3)], model(40))
     assert layers_of(p) == {"a": 10, "b": 30}
