@@ -84,6 +84,7 @@ class Daemon:
         self._transport = GrpcTransport(self._neighbours.open_channel, peer_device)
         self._speed = native.measure(settings.threads)
         self._held: Callable[[], int] = lambda: 0  # bytes of the windows loaded here
+        self._call_off: list[Callable[[], None]] = []  # of what may take long, before anything is closed
 
     def start(self) -> None:
         settings, identity, say = self._settings, self._identity, self._say
@@ -98,6 +99,8 @@ class Daemon:
             self._open_http(inside)
         if settings.model is not None:
             self._load_meanwhile(inside, settings.model)
+        for call_off in self._call_off:
+            self._stack.callback(call_off)
 
     # ---- the two kinds of daemon ------------------------------------------------------------------------
 
@@ -140,6 +143,7 @@ class Daemon:
         stack.callback(head.close)
         coordinator.start()
         stack.callback(coordinator.close)
+        self._call_off.append(coordinator.call_off)
         self._serve(worker, inside, HeartbeatService(membership, inside.view).add_to)
         admission = Admission(identity)
         stack.callback(JoinServer(identity, admission, settings.join_port).close)
@@ -180,8 +184,10 @@ class Daemon:
     def _worker(
         self, on_result: Callable[[Result], None], on_broken: Callable[[int, EdgedError], None]
     ) -> Worker:
-        def load(source: WindowSource, context: ContextOptions, gpu_layers: int) -> native.NativeWindow:
-            return native.load_window(source, context, self._settings.threads, gpu_layers)
+        def load(
+            source: WindowSource, context: ContextOptions, gpu_layers: int, progress: Callable[[float], None]
+        ) -> native.NativeWindow:
+            return native.load_window(source, context, self._settings.threads, gpu_layers, progress)
 
         worker = Worker(
             device=self._identity.device,
@@ -194,6 +200,7 @@ class Daemon:
             on_broken=on_broken,
         )
         self._held = lambda: worker.memory_held
+        self._call_off.append(worker.call_off)
         return worker
 
     def _serve(self, worker: Worker, inside: Lead | Follow, *more: Register) -> None:
@@ -238,7 +245,8 @@ class Daemon:
             except EdgedError as error:
                 self._say(f"{model} could not be loaded: {error.message}")
 
-        threading.Thread(target=load, name="load-model").start()  # ends when coordinator or channel close
+        # It ends when the coordinator is called off, or the channel to the head closes.
+        threading.Thread(target=load, name="load-model").start()
 
     def _vocabulary(self, manifest: Manifest) -> Path:
         return self._catalogue.path(manifest.by_name["vocab"].sha256)

@@ -102,6 +102,7 @@ class Coordinator:
         self._due: float | None = None  # monotonic time of the next turn
         self._broken = False
         self._closing = False
+        self._clients: tuple[MemberClient, ...] = ()  # of the switch under way
         self._shunned: dict[str, tuple[float, str]] = {}  # device -> (until, why)
         self._watchers: set[SimpleQueue[Progress | None]] = set()
         self._thread = threading.Thread(target=self._run, name="coordinator")
@@ -111,15 +112,25 @@ class Coordinator:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends the thread; the ring goes down with the devices' own close."""
+    def call_off(self) -> None:
+        """The daemon stops: whoever waits is told, and other devices are no longer waited for. Never blocks.
+
+        A preparation of this device itself is its worker's to call off.
+        """
         with self._turn:
             self._closing = True
             self._turn.notify_all()
+            for watcher in self._watchers:
+                watcher.put(None)
+            clients, self._clients = self._clients, ()
+        for client in clients:
+            client.close()
+
+    def close(self) -> None:
+        """Ends the thread; the ring goes down with the devices' own close."""
+        self.call_off()
         if self._thread.is_alive():
             self._thread.join()
-        for watcher in list(self._watchers):
-            watcher.put(None)
 
     @property
     def state(self) -> RingState:
@@ -222,6 +233,8 @@ class Coordinator:
             except EdgedError as error:
                 self._fail(error.message)
             except Exception:
+                if self._closing:
+                    return  # its channels were closed under it
                 log.exception("the coordinator stumbled")
                 self._fail("an internal error; the daemon's log has the details")
 
@@ -303,7 +316,11 @@ class Coordinator:
         self._head.detach()
         self._broken = False
         clients = {device: self._dial(peer) for device, peer in peers.items()}
+        with self._turn:
+            self._clients = tuple(clients.values())
         try:
+            if self._closing:
+                return
             members: dict[str, RingMember] = {
                 device: clients.get(device, self._local) for device in plan.devices
             }

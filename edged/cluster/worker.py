@@ -27,8 +27,9 @@ from edged.store.part_source import PartSource
 
 log = logging.getLogger(__name__)
 
-LoadWindow = Callable[[WindowSource, ContextOptions, int], Window]
-"""Loads a window; the number is that of its layers on the GPU. Raises WindowError."""
+LoadWindow = Callable[[WindowSource, ContextOptions, int, Callable[[float], None]], Window]
+"""Loads a window; the number is that of its layers on the GPU. The last argument is called often with the
+share done; what it raises ends the load. Raises WindowError."""
 
 
 class Surroundings(Protocol):
@@ -88,6 +89,7 @@ class Worker:
         self._lock = threading.Lock()  # one preparation, activation or release at a time
         self._asking = threading.Lock()
         self._latest = 0  # the newest epoch asked for; an older preparation gives up
+        self._called_off = False  # for good: this daemon stops
         self._windows: dict[_WindowKey, Window] = {}
         self._stage: Stage | Ring | None = None
         self._manifest: Manifest | None = None
@@ -125,6 +127,7 @@ class Worker:
         """
         epoch = assignment.plan.epoch
         with self._asking:
+            self._give_up_if_called_off()
             if epoch <= self._latest:
                 raise RingError(f"epoch {epoch} is over: this device has been asked for epoch {self._latest}")
             self._latest = epoch
@@ -147,9 +150,16 @@ class Worker:
             self._leave()
             self._keep_windows(set())
 
+    def call_off(self) -> None:
+        """The device stops: no preparation from now on, and one under way gives up soon. Never blocks."""
+        self._called_off = True
+
     def close(self) -> None:
-        self._latest = 2**63  # no preparation outlives this
-        self.release(self._latest)
+        """Ends a preparation under way, leaves the ring, frees every window. Idempotent."""
+        self.call_off()
+        with self._lock:
+            self._leave()
+            self._keep_windows(set())
 
     # ---- within
 
@@ -169,7 +179,7 @@ class Worker:
             for number, key in enumerate(keys.values()):
                 self._give_up_if_overtaken(plan.epoch)
                 report(Progress(stage="loading layers", device=self._name, done=number, total=len(keys)))
-                self._load(manifest, key)
+                self._load(manifest, key, plan.epoch)
             windows = {hop: self._windows[key] for hop, key in keys.items()}
             self._stage = self._join(plan, windows)
             report(Progress(stage="ready", device=self._name, done=len(keys), total=len(keys), finished=True))
@@ -189,6 +199,7 @@ class Worker:
     ) -> None:
         self._remember(manifest)
         for part in parts:
+            self._give_up_if_overtaken(assignment.plan.epoch)
             try:
                 if self._catalogue.has(part.sha256):
                     self._catalogue.verify(part)
@@ -206,7 +217,7 @@ class Worker:
             on_progress=lambda done: report(
                 Progress(stage="fetching layers", device=self._name, done=done, total=total, unit="bytes")
             ),
-            cancelled=lambda: self._latest != assignment.plan.epoch,
+            cancelled=lambda: self._called_off or self._latest != assignment.plan.epoch,
         )
 
     def _remember(self, manifest: Manifest) -> None:
@@ -220,13 +231,15 @@ class Worker:
         ]
         self._catalogue.add(manifest, replace=bool(stale))
 
-    def _load(self, manifest: Manifest, key: _WindowKey) -> None:
+    def _load(self, manifest: Manifest, key: _WindowKey, epoch: int) -> None:
         window = self._windows.get(key)
         if window is not None:
             window.apply(KvOp("clear"))
             return
         source = compose(manifest, self._catalogue, key.first, key.last)
-        self._windows[key] = self._load_window(source, key.context, key.gpu_layers)
+        self._windows[key] = self._load_window(
+            source, key.context, key.gpu_layers, lambda _: self._give_up_if_overtaken(epoch)
+        )
 
     def _join(self, plan: Plan, windows: dict[int, Window]) -> Stage | Ring:
         def broken(error: EdgedError) -> None:
@@ -254,6 +267,11 @@ class Worker:
         if freed:
             log.info("dropped %.1f MB of layers of %s that others run now", freed / 1e6, manifest.name)
 
+    def _give_up_if_called_off(self) -> None:
+        if self._called_off:
+            raise RingError(f"{self._name} is stopping")
+
     def _give_up_if_overtaken(self, epoch: int) -> None:
+        self._give_up_if_called_off()
         if self._latest != epoch:
             raise RingError(f"epoch {epoch} was overtaken by epoch {self._latest}")

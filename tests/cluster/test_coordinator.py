@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 from edged.cluster.assignment import Assignment
 from edged.cluster.coordinator import Coordinator, Peer
-from edged.errors import DiskFullError, EdgedError, OverloadedError, PlanError
+from edged.errors import DiskFullError, EdgedError, OverloadedError, PeerLostError, PlanError
 from edged.planning.plan import ContextOptions, Plan
 from edged.planning.profile import DeviceProfile
 from edged.rpc.messages import Progress
@@ -56,11 +57,18 @@ class Device:
         self.name = name
         self.error: EdgedError | None = None
         self.answers = True
+        self.hangs = False  # in prepare, until the call is broken off
+        self.preparing = threading.Event()
+        self.closed = threading.Event()
         self.epochs: list[int] = []
         self.released: list[int] = []
 
     def prepare(self, assignment: Assignment) -> Iterator[Progress]:
         yield Progress(stage="loading layers", device=self.name)
+        if self.hangs:
+            self.preparing.set()
+            self.closed.wait(10)
+            raise PeerLostError("the call was broken off")
         if self.error is not None:
             raise self.error
 
@@ -74,7 +82,7 @@ class Device:
         return self.answers
 
     def close(self) -> None:
-        pass
+        self.closed.set()
 
 
 class FakeHead:
@@ -258,3 +266,23 @@ def test_closing_wakes_those_who_wait(household: Callable[..., Household]) -> No
     closer.join(5)
     assert not closer.is_alive()
     assert not waiter.is_alive()
+
+
+def test_a_device_that_never_gets_ready_does_not_hold_up_the_end(
+    household: Callable[..., Household],
+) -> None:
+    home = household("a")
+    home.devices["a"].hangs = True
+
+    def load() -> None:
+        with contextlib.suppress(EdgedError):
+            home.coordinator.ensure(manifest())
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    assert home.devices["a"].preparing.wait(5)
+    assert not home.devices["a"].closed.is_set()
+    home.coordinator.call_off()
+    assert home.devices["a"].closed.is_set()
+    loading.join(5)
+    assert not loading.is_alive()

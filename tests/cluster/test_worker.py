@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -56,6 +57,7 @@ class Household:
         self.results: SimpleQueue[Result] = SimpleQueue()
         self.broken: SimpleQueue[tuple[int, EdgedError]] = SimpleQueue()
         self.loads: list[tuple[int, int]] = []
+        self.stopped = False
         network = MemoryNetwork()
         self.stores = {"head": Catalogue(owner), "a": Catalogue(root / "a"), "b": Catalogue(root / "b")}
         self.shelves = {name: Shelf(name, store) for name, store in self.stores.items()}
@@ -73,9 +75,15 @@ class Household:
             for name, store in self.stores.items()
         }
 
-    def load(self, source: WindowSource, context: ContextOptions, gpu_layers: int) -> Window:
+    def load(
+        self,
+        source: WindowSource,
+        context: ContextOptions,
+        gpu_layers: int,
+        progress: Callable[[float], None],
+    ) -> Window:
         self.loads.append((source.first, source.last))
-        return load_window(source, context, 1, gpu_layers)
+        return load_window(source, context, 1, gpu_layers, progress)
 
     def plan(self, epoch: int, *hops: tuple[str, int, int]) -> Plan:
         ring = tuple(Hop(device=device, first=first, last=last) for device, first, last in hops)
@@ -235,3 +243,36 @@ def test_a_window_that_will_not_load_leaves_the_device_usable(
     monkeypatch.setattr(household.workers["head"], "_load_window", load)
     household.run(household.plan(2, ("head", 0, 6)))
     assert np.array_equal(household.logits(), alone)
+
+
+def test_a_device_that_stops_gives_up_its_load(household: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = household.workers["head"]
+    loading, load = threading.Event(), household.load
+
+    def endless(
+        source: WindowSource, context: ContextOptions, layers: int, progress: Callable[[float], None]
+    ) -> Window:
+        loading.set()
+        while not household.stopped:
+            progress(0.5)
+        return load(source, context, layers, progress)
+
+    monkeypatch.setattr(worker, "_load_window", endless)
+    failures: list[EdgedError] = []
+
+    def prepare() -> None:
+        try:
+            list(worker.prepare(household.assignment(household.plan(1, ("head", 0, 6)))))
+        except EdgedError as error:
+            failures.append(error)
+
+    preparing = threading.Thread(target=prepare)
+    preparing.start()
+    assert loading.wait(10)
+    worker.call_off()
+    preparing.join(10)
+    household.stopped = True  # lets a load go that nothing else ended
+    preparing.join()
+    assert [error.message for error in failures] == ["head is stopping"]
+    with pytest.raises(RingError, match="is stopping"):
+        worker.prepare(household.assignment(household.plan(2, ("head", 0, 6))))
