@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import httpx
 import numpy as np
 
 from edged.frontdoor.client import FrontDoorClient, open_front_door
@@ -23,6 +24,7 @@ from tests.lab import Daemon, LabError, Place
 
 MODEL = "benchmark"
 LOAD_S = 300.0
+COMPUTE = "edged_hop_compute_seconds_total"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Daemons:
         self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
         self.daemons: list[Daemon] = []
         try:
-            self._start(cores, ("--http", "off", "--threads", str(threads), *flags))
+            self._start(cores, ("--http", "127.0.0.1:0", "--threads", str(threads), *flags))
             self.client: FrontDoorClient = self._stack.enter_context(
                 open_front_door(daemon_socket(self.daemons[0].place.home))
             )
@@ -55,6 +57,7 @@ class Daemons:
             for _ in self.client.load(MODEL):
                 pass
             self.plan = self._wait_for_ring(len(cores))
+            self._http = [daemon.status().http for daemon in self.daemons]
         except BaseException:
             self.close()
             raise
@@ -86,6 +89,15 @@ class Daemons:
     def home(self) -> Path:
         """EDGED_HOME of the head, whose store holds the whole model."""
         return self.daemons[0].place.home
+
+    def compute_s(self) -> float:
+        """Seconds that all windows of the ring have computed, as the daemons' own metrics count them."""
+        total = 0.0
+        for address in self._http:
+            page = httpx.get(f"http://{address}/metrics", trust_env=False).text
+            lines = [line for line in page.splitlines() if line.startswith(COMPUTE)]
+            total += sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        return total
 
     def answer(self, prompt: Sequence[int], max_tokens: int) -> Timing:
         """Times one greedy answer of exactly `max_tokens` tokens."""

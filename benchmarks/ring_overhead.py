@@ -1,7 +1,9 @@
 """What the ring costs: three daemons on one machine against the bare compute of the same windows.
 
-The baseline loads the plan's windows in this process and runs them one after another for every token: no
-daemon, no frame, no network, no sampler. Aim: at most 5 % more per token.
+Two baselines. "Windows alone": this process loads the plan's windows and runs them one after another for
+every token; no daemon, no frame, no network, no sampler. "Their compute": what the daemons' own metrics say
+that their windows computed for the very same tokens, so that a disturbance of the machine hits both alike.
+Aim: at most 5 % more per token.
 
     python -m benchmarks.ring_overhead
 """
@@ -23,7 +25,7 @@ from edged.planning.plan import Plan
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
 
-PROMPT = 32  # tokens
+AIM = "at most 1.05"
 
 
 class BareWindows:
@@ -79,12 +81,21 @@ def main() -> None:
     options = parser.parse_args()
     model = options.model or synthetic_model()
     prompts = Prompts(N_VOCAB if options.model is None else 1000)
+    computed: list[float] = []
     with Daemons(model, [()] * options.devices, options.threads) as ring:
+
+        def per_token_ms() -> float:
+            # A prompt of one token: then every token but the first is a decode step, as is the prompt.
+            before = ring.compute_s()
+            timing = ring.answer(prompts.take(1), options.tokens)
+            computed.append(1e3 * (ring.compute_s() - before) / options.tokens)
+            return 1e3 * timing.per_token_s
+
         bare = BareWindows(ring.home, ring.plan, options.threads)
         try:
             subject, baseline = alternate(
-                lambda: 1e3 * ring.answer(prompts.take(PROMPT), options.tokens).per_token_s,
-                lambda: 1e3 * bare.per_token_s(prompts.take(PROMPT), options.tokens),
+                per_token_ms,
+                lambda: 1e3 * bare.per_token_s(prompts.take(1), options.tokens),
                 options.rounds,
                 "ring",
             )
@@ -100,7 +111,10 @@ def main() -> None:
             "threads": options.threads,
             "tokens": options.tokens,
         },
-        [Comparison(name, "ms", "ring", "windows alone", subject, baseline, "at most 1.05")],
+        [
+            Comparison(name, "ms", "ring", "windows alone", subject, baseline, AIM),
+            Comparison(name, "ms", "ring", "their compute", subject, tuple(computed[1:]), AIM),
+        ],
     )
     publish(report, options.json)
 
