@@ -51,13 +51,13 @@ _RING_GONE = (RingBrokenError.code, PeerLostError.code)  # failures after which 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """exact_replay: after a switch of rings, compute generated tokens one by one as they were, so that the
-    answer stays the same bit for bit; False computes them in chunks, faster after long answers."""
+    """exact_replay: after a switch of rings, up to this many generated tokens are computed one by one as they
+    were, so that the answer stays the same bit for bit; longer answers in chunks, or the client waits long."""
 
     max_waiting: int = 64  # requests without a slot; more are refused
     spare_frames: int = 2  # micro-batches in flight beyond one per hop
     ring_wait_s: float = 120.0  # how long a request waits for a ring before it fails
-    exact_replay: bool = True
+    exact_replay: int = 128  # tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class Scheduler:
     """Places sequences in slots and picks micro-batches, for one ring with one context."""
 
     def __init__(
-        self, *, n_slots: int, n_ubatch: int, limits: Limits, keeps_prefixes: bool, exact_replay: bool
+        self, *, n_slots: int, n_ubatch: int, limits: Limits, keeps_prefixes: bool, exact_replay: int
     ) -> None:
         self._n_ubatch = n_ubatch
         self._limits = limits

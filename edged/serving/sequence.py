@@ -54,14 +54,15 @@ class Sequence:
         """Whether there are tokens that the ring has not been given."""
         return self.slot is not None and self.sent < len(self.tokens)
 
-    def next_step(self, n_ubatch: int, exact_replay: bool = True) -> Step:
+    def next_step(self, n_ubatch: int, exact_replay: int) -> Step:
         """The next micro-batch; only if `ready`.
 
-        exact_replay False gives up the shape rule for tokens generated before a switch of rings: they
+        More than exact_replay tokens generated before a switch of rings give up the shape rule: they
         are computed in chunks like a prompt, faster but with results that differ in the last bits.
         """
         assert self.slot is not None and self.sent < len(self.tokens)
-        chunked = self.prompt_length if exact_replay else len(self.tokens)
+        generated = len(self.tokens) - self.prompt_length
+        chunked = self.prompt_length if generated <= exact_replay else len(self.tokens)
         next_on_grid = (self.sent // n_ubatch + 1) * n_ubatch
         end = min(next_on_grid, chunked) if self.sent < chunked else self.sent + 1
         return Step(self.id, self.slot, self.sent, end, wants_logits=end == len(self.tokens))

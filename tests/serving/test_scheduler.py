@@ -25,7 +25,7 @@ class Bench:
     n_slots: int = 2
     limits: Limits = DEFAULT_LIMITS
     keeps_prefixes: bool = True
-    exact_replay: bool = True
+    exact_replay: int = 1000
     goals: dict[int, int] = field(default_factory=dict)  # sequence -> length at which it is done
     done: dict[int, Sequence] = field(default_factory=dict)
     slots: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (token, size of its micro-batch)
@@ -257,11 +257,11 @@ def test_replay_pipelines_generated_tokens_one_by_one() -> None:
 
 def test_replay_in_chunks_where_exactness_is_given_up() -> None:
     sequence = Sequence(1, [1] * 11, 6, slot=0)
-    assert [sequence.next_step(4, exact_replay=False).end] == [4]
+    assert [sequence.next_step(4, exact_replay=0).end] == [4]
     sequence.sent = 4
-    assert sequence.next_step(4, exact_replay=False).end == 8
+    assert sequence.next_step(4, exact_replay=0).end == 8
     sequence.sent = 10
-    assert sequence.next_step(4, exact_replay=False).end == 11
+    assert sequence.next_step(4, exact_replay=0).end == 11
 
 
 # Slots
@@ -333,7 +333,7 @@ def test_a_damaged_slot_is_not_reused() -> None:
 
 
 def test_a_refused_batch_leaves_its_operations_to_the_next() -> None:
-    scheduler = Scheduler(n_slots=1, n_ubatch=4, limits=Limits(2, 1), keeps_prefixes=True, exact_replay=True)
+    scheduler = Scheduler(n_slots=1, n_ubatch=4, limits=Limits(2, 1), keeps_prefixes=True, exact_replay=1000)
     scheduler.add(Sequence(1, [1, 2], 2))
     list(scheduler.admit())
     step = scheduler.next_step()
