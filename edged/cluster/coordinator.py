@@ -228,15 +228,18 @@ class Coordinator:
 
     def _run(self) -> None:
         while self._wait_for_turn():
+            manifest = self._state.wanted
+            if manifest is None:
+                continue
             try:
-                self._take_turn()
+                self._take_turn(manifest)
             except EdgedError as error:
-                self._fail(error.message)
+                self._fail(manifest, error.message)
             except Exception:
                 if self._closing:
                     return  # its channels were closed under it
                 log.exception("the coordinator stumbled")
-                self._fail("an internal error; the daemon's log has the details")
+                self._fail(manifest, "an internal error; the daemon's log has the details")
 
     def _wait_for_turn(self) -> bool:
         with self._turn:
@@ -248,17 +251,22 @@ class Coordinator:
                 self._turn.wait(None if self._due is None else self._due - now)
             return False
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, manifest: Manifest, problem: str) -> None:
         log.warning("no ring: %s", problem)
         self._head.detach()
         self._broken = False
-        self._set(state="failed", problem=problem)
+        self._conclude(manifest, "failed", problem=problem)
         self._wake(RETRY_S)
 
-    def _take_turn(self) -> None:
-        manifest = self._state.wanted
-        if manifest is None:
-            return
+    def _conclude(self, manifest: Manifest, state: State, **changes: object) -> None:
+        """How the turn for `manifest` ended, unless somebody wanted another model since: its turn is due."""
+        with self._turn:
+            wanted = self._state.wanted
+            if wanted is None or wanted.id != manifest.id:
+                state, changes["problem"] = "planning", ""
+            self._set(state=state, **changes)
+
+    def _take_turn(self, manifest: Manifest) -> None:
         if self._broken:
             self._head.detach()
             self._shun_the_silent()
@@ -338,7 +346,7 @@ class Coordinator:
             self._wake(0.0)
             return
         self._head.attach(manifest, plan)
-        self._set(state="ready", plan=plan)
+        self._conclude(manifest, "ready", plan=plan)
         if self._shunned:  # the ring runs without them; they get another chance later
             self._wake(SHUN_S)
 

@@ -56,21 +56,26 @@ class Device:
     def __init__(self, name: str) -> None:
         self.name = name
         self.error: EdgedError | None = None
+        self.error_once: EdgedError | None = None
         self.answers = True
         self.hangs = False  # in prepare, until the call is broken off
         self.preparing = threading.Event()
         self.closed = threading.Event()
+        self.may_finish = threading.Event()
+        self.may_finish.set()
         self.epochs: list[int] = []
         self.released: list[int] = []
 
     def prepare(self, assignment: Assignment) -> Iterator[Progress]:
         yield Progress(stage="loading layers", device=self.name)
+        self.preparing.set()
         if self.hangs:
-            self.preparing.set()
             self.closed.wait(10)
             raise PeerLostError("the call was broken off")
-        if self.error is not None:
-            raise self.error
+        self.may_finish.wait(10)
+        error, self.error_once = self.error or self.error_once, None
+        if error is not None:
+            raise error
 
     def activate(self, epoch: int) -> None:
         self.epochs.append(epoch)
@@ -113,6 +118,9 @@ class Household:
         self.devices = {name: Device(name) for name in ("h", *names)}
         self.members = list(names)
         self.memory = memory
+        self.planning = threading.Event()  # a turn waits for `may_plan`
+        self.may_plan = threading.Event()
+        self.may_plan.set()
         self.coordinator = Coordinator(
             profile=lambda: profile("h", self.memory),
             port=7411,
@@ -125,6 +133,9 @@ class Household:
         )
 
     def alive(self) -> list[Peer]:
+        if not self.may_plan.is_set():
+            self.planning.set()
+            self.may_plan.wait(10)
         return [Peer(name, name, "10.0.0.1", 7411, profile(name)) for name in self.members]
 
     def add(self, name: str) -> None:
@@ -286,3 +297,37 @@ def test_a_device_that_never_gets_ready_does_not_hold_up_the_end(
     assert home.devices["a"].closed.is_set()
     loading.join(5)
     assert not loading.is_alive()
+
+
+@pytest.mark.parametrize("first_fails", [False, True])
+def test_the_end_of_one_load_is_not_taken_for_that_of_another(
+    household: Callable[..., Household], first_fails: bool
+) -> None:
+    """The second model is wanted while the first is being loaded."""
+    home = household()
+    device = home.devices["h"]
+    device.may_finish.clear()
+    device.error = DiskFullError("no room for the first") if first_fails else None
+    running: list[str] = []
+    first, second = manifest("first"), manifest("second")
+
+    def want(model: Manifest) -> None:
+        with contextlib.suppress(OverloadedError):
+            home.coordinator.ensure(model)
+            running.append(home.head.plans[-1].model)
+
+    threads = [threading.Thread(target=want, args=(model,)) for model in (first, second)]
+    threads[0].start()
+    assert device.preparing.wait(5)
+    threads[1].start()
+    threads[0].join(5)  # it is told that another model was wanted
+    assert not threads[0].is_alive()
+    device.error_once, device.error = device.error, None
+    home.may_plan.clear()
+    device.may_finish.set()
+    assert home.planning.wait(5)  # the second model's turn begins
+    threads[1].join(0.2)
+    assert threads[1].is_alive()
+    home.may_plan.set()
+    threads[1].join(10)
+    assert running == [second.id]
