@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 from edged.cluster.assignment import Assignment, Endpoint
 from edged.cluster.member_client import MemberClient
 from edged.cluster.switch import RingMember, switch
-from edged.errors import EdgedError, OverloadedError, PlanError
+from edged.errors import EdgedError, OverloadedError, PeerLostError, PlanError, RingBrokenError
 from edged.planning.balance import plan_balanced
 from edged.planning.context import with_longest_context
 from edged.planning.plan import ContextOptions, LeftOut, Plan
@@ -34,6 +34,7 @@ SETTLE_S = 0.5  # after a device came: others often come at the same time
 RETRY_S = 5.0  # after a plan could not be made or carried out
 SHUN_S = 30.0  # how long a device that failed to prepare is left out
 
+Company = frozenset[DeviceProfile]
 State = Literal["idle", "planning", "loading", "ready", "failed"]
 
 
@@ -104,6 +105,8 @@ class Coordinator:
         self._closing = False
         self._clients: tuple[MemberClient, ...] = ()  # of the switch under way
         self._shunned: dict[str, tuple[float, str]] = {}  # device -> (until, why)
+        self._holders: set[str] = set()  # devices that may hold windows of some epoch
+        self._company: Company = frozenset()  # who was there when the ring that runs was planned
         self._watchers: set[SimpleQueue[Progress | None]] = set()
         self._thread = threading.Thread(target=self._run, name="coordinator")
 
@@ -137,7 +140,7 @@ class Coordinator:
         return self._state
 
     def members_changed(self) -> None:
-        """A device came, went, or has other memory now."""
+        """A device came, went, or is another than it was."""
         self._wake(SETTLE_S)
 
     def device_returned(self, device: str) -> None:
@@ -269,29 +272,48 @@ class Coordinator:
     def _take_turn(self, manifest: Manifest) -> None:
         if self._broken:
             self._head.detach()
-            self._shun_the_silent()
+            if self._state.plan is not None:
+                self._shun_the_silent(self._state.plan)
         peers = self._present()
-        plan = self._plan(manifest, peers)
-        if not self._broken and self._state.state == "ready" and self._is_same_ring(plan):
-            return
-        self._carry_out(plan, manifest, peers)
+        if not self._runs_well(manifest, peers):
+            self._carry_out(self._plan(manifest, peers), manifest, peers)
+        if self._state.state == "ready" and self._state.plan is not None:
+            self._release_others(self._state.plan)
+
+    def _runs_well(self, manifest: Manifest, peers: dict[str, Peer]) -> bool:
+        """Whether the ring stays. Free memory that goes up and down is no reason to disturb one that runs."""
+        running = self._state.plan
+        if self._broken or self._state.state != "ready" or running is None or running.model != manifest.id:
+            return False
+        company = _company(peers)
+        if company == self._company:
+            return True
+        try:
+            if not self._is_same_ring(self._plan(manifest, peers)):
+                return False
+        except PlanError as error:
+            if not {self._profile().device, *peers} >= set(running.devices):
+                raise
+            log.info("the ring stays as it is: %s", error.message)
+        self._company = company
+        return True
 
     def _present(self) -> dict[str, Peer]:
         now = time.monotonic()
         self._shunned = {device: entry for device, entry in self._shunned.items() if entry[0] > now}
         return {peer.device: peer for peer in self._roster.alive() if peer.device not in self._shunned}
 
-    def _shun_the_silent(self) -> None:
-        """After a break: whoever does not answer at once is left out until it reports again."""
-        plan = self._state.plan
-        if plan is None:
-            return
+    def _shun_the_silent(self, plan: Plan) -> bool:
+        """After a break: whoever does not answer at once is left out until it reports again. Whether any."""
+        found = False
         for device, peer in self._present().items():
             if device in plan.devices:
                 client = self._dial(peer)
                 if not client.is_alive():
                     self._shunned[device] = (time.monotonic() + SHUN_S, f"{peer.name} does not answer")
+                    found = True
                 client.close()
+        return found
 
     def _plan(self, manifest: Manifest, peers: dict[str, Peer]) -> Plan:
         me = self._profile()
@@ -319,7 +341,6 @@ class Coordinator:
 
     def _carry_out(self, plan: Plan, manifest: Manifest, peers: dict[str, Peer]) -> None:
         log.info("epoch %d: %s", plan.epoch, plan.describe())
-        previous = self._state.plan
         self._set(state="loading", problem="", epoch=plan.epoch)
         self._head.detach()
         self._broken = False
@@ -332,20 +353,17 @@ class Coordinator:
             members: dict[str, RingMember] = {
                 device: clients.get(device, self._local) for device in plan.devices
             }
+            self._holders.update(members)
             failed = switch(self._assignment(plan, manifest, peers), members, self._tell)
-            self._release_others(previous, plan, clients)
         finally:
             for client in clients.values():
                 client.close()
-        if plan.head in failed:
-            raise failed[plan.head]
         if failed:
-            for device, error in failed.items():
-                log.warning("%s could not take part: %s", peers[device].name, error.message)
-                self._shunned[device] = (time.monotonic() + SHUN_S, error.message)
+            self._leave_out(failed, plan, peers)
             self._wake(0.0)
             return
         self._head.attach(manifest, plan)
+        self._company = _company(peers)
         self._conclude(manifest, "ready", plan=plan)
         if self._shunned:  # the ring runs without them; they get another chance later
             self._wake(SHUN_S)
@@ -365,14 +383,33 @@ class Coordinator:
             sources=(plan.head, *peers),
         )
 
-    def _release_others(self, previous: Plan | None, plan: Plan, clients: dict[str, MemberClient]) -> None:
-        """Devices that were in the last ring and are not in this one may free their memory."""
-        for device in set(previous.devices if previous else ()) - set(plan.devices):
-            if device in clients:
-                try:
-                    clients[device].release(plan.epoch - 1)
-                except EdgedError as error:
-                    log.info("%s was not told to free its layers: %s", device, error.message)
+    def _leave_out(self, failed: dict[str, EdgedError], plan: Plan, peers: dict[str, Peer]) -> None:
+        """Before the next try. Raises the head's own failure: without the head there is no ring."""
+        for device, error in failed.items():
+            name = peers[device].name if device in peers else "this device"
+            log.warning("%s could not take part: %s", name, error.message)
+        lost = any(isinstance(error, RingBrokenError | PeerLostError) for error in failed.values())
+        if lost and self._shun_the_silent(plan):
+            return  # whoever failed only could not reach the silent one
+        if plan.head in failed:
+            raise failed[plan.head]
+        for device, error in failed.items():
+            self._shunned[device] = (time.monotonic() + SHUN_S, error.message)
+
+    def _release_others(self, plan: Plan) -> None:
+        """Devices that are not in this ring free their windows of earlier epochs, of failed tries too."""
+        there = {peer.device: peer for peer in self._roster.alive()}
+        for device in self._holders - set(plan.devices):
+            if device not in there:
+                continue  # if it comes back with its windows, it is told then
+            client = self._dial(there[device])
+            try:
+                client.release(plan.epoch - 1)
+                self._holders.discard(device)
+            except EdgedError as error:
+                log.info("%s was not told to free its layers: %s", device, error.message)
+            finally:
+                client.close()
 
     def _tell(self, step: Progress) -> None:
         with self._turn:
@@ -385,6 +422,11 @@ class Coordinator:
             for watcher in self._watchers:
                 watcher.put(None)
             self._turn.notify_all()
+
+
+def _company(peers: dict[str, Peer]) -> Company:
+    """Who is there, as far as a plan depends on it for longer than a moment."""
+    return frozenset(peer.profile.lasting for peer in peers.values())
 
 
 def _plan_with(

@@ -196,5 +196,4 @@ def _matters(before: Member, now: Member) -> bool:
 
 
 def _lasting(report: HeartbeatReport) -> HeartbeatReport:
-    profile = report.profile.model_copy(update={"memory_budget": 0, "disk_free": 0})
-    return report.model_copy(update={"profile": profile, "coordinator_host": ""})
+    return report.model_copy(update={"profile": report.profile.lasting, "coordinator_host": ""})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field
 
 from edged.documents import Document
@@ -18,6 +20,11 @@ class DeviceProfile(Document):
     bandwidth: float = Field(gt=0)  # bytes of weights read per second by a matrix-vector product
     flops: float = Field(gt=0)  # multiply-adds x 2 per second of a matrix-matrix product
     system: str = ""  # operating system and processor, for people
+
+    @property
+    def lasting(self) -> Self:
+        """Without what changes from one moment to the next."""
+        return self.model_copy(update={"memory_budget": 0, "disk_free": 0})
 
 
 class ModelProfile(Document):

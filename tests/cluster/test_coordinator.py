@@ -10,7 +10,15 @@ import pytest
 
 from edged.cluster.assignment import Assignment
 from edged.cluster.coordinator import Coordinator, Peer
-from edged.errors import DiskFullError, EdgedError, OverloadedError, PeerLostError, PlanError
+from edged.errors import (
+    DiskFullError,
+    EdgedError,
+    OverloadedError,
+    PeerLostError,
+    PlanError,
+    RingBrokenError,
+    RingError,
+)
 from edged.planning.plan import ContextOptions, Plan
 from edged.planning.profile import DeviceProfile
 from edged.rpc.messages import Progress
@@ -65,6 +73,8 @@ class Device:
         self.may_finish.set()
         self.epochs: list[int] = []
         self.released: list[int] = []
+        self.freed = threading.Event()
+        self.refuses: EdgedError | None = None  # to be activated
 
     def prepare(self, assignment: Assignment) -> Iterator[Progress]:
         yield Progress(stage="loading layers", device=self.name)
@@ -78,10 +88,17 @@ class Device:
             raise error
 
     def activate(self, epoch: int) -> None:
+        if self.refuses is not None:
+            raise self.refuses
         self.epochs.append(epoch)
 
     def release(self, epoch: int) -> None:
         self.released.append(epoch)
+        self.freed.set()
+
+    def wait_released(self) -> list[int]:
+        assert self.freed.wait(5)
+        return self.released
 
     def is_alive(self) -> bool:
         return self.answers
@@ -121,6 +138,7 @@ class Household:
         self.planning = threading.Event()  # a turn waits for `may_plan`
         self.may_plan = threading.Event()
         self.may_plan.set()
+        self.looked = threading.Event()
         self.coordinator = Coordinator(
             profile=lambda: profile("h", self.memory),
             port=7411,
@@ -133,10 +151,18 @@ class Household:
         )
 
     def alive(self) -> list[Peer]:
+        self.looked.set()
         if not self.may_plan.is_set():
             self.planning.set()
             self.may_plan.wait(10)
         return [Peer(name, name, "10.0.0.1", 7411, profile(name)) for name in self.members]
+
+    def settle(self) -> None:
+        """Returns when a turn that began after this call has ended: each asks at most twice who is there."""
+        for _ in range(4):
+            self.looked.clear()
+            self.coordinator.members_changed()
+            assert self.looked.wait(5)
 
     def add(self, name: str) -> None:
         self.devices[name] = Device(name)
@@ -145,7 +171,8 @@ class Household:
 
 
 @pytest.fixture
-def household() -> Iterator[Callable[..., Household]]:
+def household(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Household]]:
+    monkeypatch.setattr("edged.cluster.coordinator.SETTLE_S", 0.01)
     made: list[Household] = []
 
     def make(*names: str, **kwargs: int) -> Household:
@@ -228,7 +255,7 @@ def test_a_released_device_is_told(household: Callable[..., Household]) -> None:
     home.head.wait_for(lambda plan: "a" not in plan.devices)
     home.coordinator.ensure(manifest(n_layers=2, name="tiny"))  # too few layers for a ring
     assert home.head.plans[-1].devices == ("h",)
-    assert home.devices["b"].released == [2]
+    assert home.devices["b"].wait_released() == [2]
 
 
 def test_a_busy_head_keeps_its_model(household: Callable[..., Household]) -> None:
@@ -331,3 +358,51 @@ def test_the_end_of_one_load_is_not_taken_for_that_of_another(
     home.may_plan.set()
     threads[1].join(10)
     assert running == [second.id]
+
+
+def test_a_device_that_failed_frees_what_it_had_loaded(household: Callable[..., Household]) -> None:
+    home = household("a", "b")
+    home.devices["a"].refuses = RingError("not today")
+    home.coordinator.ensure(manifest())
+    assert "a" not in home.head.plans[-1].devices
+    assert home.devices["a"].wait_released() == [1]
+
+
+def test_whoever_cannot_reach_a_dead_device_is_not_the_one_left_out(
+    household: Callable[..., Household],
+) -> None:
+    home = household("a", "b")
+    home.devices["b"].answers = False
+    for name in ("a", "h"):
+        home.devices[name].refuses = RingBrokenError("cannot open the ring's link to b")
+
+    def is_alive() -> bool:
+        home.devices["a"].refuses = home.devices["h"].refuses = None
+        return False
+
+    home.devices["b"].is_alive = is_alive  # type: ignore[method-assign]
+    home.coordinator.ensure(manifest())
+    assert home.head.plans[-1].devices == ("h", "a")
+
+
+def test_free_memory_that_shrinks_does_not_disturb_a_ring_that_runs(
+    household: Callable[..., Household],
+) -> None:
+    home = household("a", "b")
+    home.coordinator.ensure(manifest(n_layers=2, name="tiny"))  # runs on the head alone
+    home.memory = MIB  # other programs take it
+    home.members.remove("b")
+    home.settle()
+    assert home.coordinator.state.state == "ready"
+    assert len(home.head.plans) == 1
+
+
+def test_free_memory_that_grows_does_not_disturb_a_ring_that_runs(
+    household: Callable[..., Household],
+) -> None:
+    home = household("a", memory=60 * MIB)
+    home.coordinator.ensure(manifest(n_layers=100))
+    plan = home.head.plans[-1]
+    home.memory *= 8
+    home.settle()
+    assert home.head.plans == [plan]
