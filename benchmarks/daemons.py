@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ class Daemons:
             self.plan = self._wait_for_ring(len(cores))
             self._http = [daemon.status().http for daemon in self.daemons]
         except BaseException:
+            print(self._last_words(), file=sys.stderr)
             self.close()
             raise
 
@@ -84,6 +86,14 @@ class Daemons:
         )
         assert status.plan is not None
         return status.plan
+
+    def _last_words(self) -> str:
+        """The end of every daemon's log: their homes are removed with them."""
+        logs = sorted(path for path in self._root.rglob("*.log") if path.is_file())
+        tails = ["\n".join(log.read_text(errors="replace").splitlines()[-20:]) for log in logs]
+        return "\n".join(
+            f"--- {log.relative_to(self._root)}\n{tail}" for log, tail in zip(logs, tails, strict=True)
+        )
 
     @property
     def home(self) -> Path:

@@ -1,25 +1,54 @@
-"""The synthetic model that benchmarks run: the shape of a 1B llama, random weights, written once and kept."""
+"""The synthetic models that benchmarks run: shapes of known llamas, random weights, written once and kept."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.models.random_models import LLAMA_1B, write_random_model
 
-WEIGHTS, OUTPUT = "Q4_0", "Q8_0"
-N_VOCAB = LLAMA_1B.n_vocab
-DESCRIPTION = f"llama of 1.2B parameters, {LLAMA_1B.n_layers} layers, {WEIGHTS}, random weights"
+SHAPES = {
+    "1B": LLAMA_1B,
+    "3B": replace(LLAMA_1B, n_layers=28, n_embd=3072, n_heads=24),
+}
+WEIGHTS = ("Q4_0", "Q8_0", "F16")
+OUTPUT = "Q8_0"
+FEW_TOKENS = 1000  # of a given model's vocabulary that are certain to exist
 
 
-def synthetic_model() -> Path:
-    """A file in the temporary directory; speed does not depend on the weights' values."""
-    path = Path(tempfile.gettempdir()) / "edged-benchmarks" / f"llama-1b-{WEIGHTS}-{OUTPUT}.gguf"
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured."""
+
+    path: Path
+    description: str
+    n_vocab: int  # token ids below it exist
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", choices=SHAPES, default="1B", help="of the synthetic model (1B)")
+    parser.add_argument("--weights", choices=WEIGHTS, default="Q4_0", help="of the synthetic model (Q4_0)")
+    parser.add_argument("--model", type=Path, help="a GGUF instead of the synthetic one")
+
+
+def chosen_model(options: argparse.Namespace) -> Subject:
+    """The file that the flags of `model_arguments` ask for; a synthetic one is made if need be.
+
+    Speed does not depend on the weights' values.
+    """
+    if options.model is not None:
+        return Subject(options.model, options.model.name, FEW_TOKENS)
+    size, weights = options.size, options.weights
+    shape = SHAPES[size]
+    path = Path(tempfile.gettempdir()) / "edged-benchmarks" / f"llama-{size}-{weights}-{OUTPUT}.gguf"
     if not path.exists():
         print(f"writing {path}", file=sys.stderr)
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
-        write_random_model(partial, "llama", LLAMA_1B, WEIGHTS, OUTPUT)
+        write_random_model(partial, "llama", shape, weights, OUTPUT)
         partial.rename(path)
-    return path
+    description = f"llama {size}, {shape.n_layers} layers, {weights}, random weights"
+    return Subject(path, description, shape.n_vocab)

@@ -9,26 +9,25 @@ Aim: 1.8 times faster, which is a ratio of at most 0.556.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from benchmarks.compare import Comparison, Report, alternate, arguments, publish
 from benchmarks.daemons import Daemons, Prompts
-from benchmarks.models import DESCRIPTION, N_VOCAB, synthetic_model
+from benchmarks.models import chosen_model, model_arguments
 
 
 def main() -> None:
     parser = arguments("A long prompt over two daemons against one, one core each.", rounds=5)
     parser.add_argument("--prompt", type=int, default=512, help="tokens (512)")
-    parser.add_argument("--model", type=Path, help="a GGUF instead of the synthetic one")
+    model_arguments(parser)
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         parser.error("this needs two cores")
-    model = options.model or synthetic_model()
-    prompts = Prompts(N_VOCAB if options.model is None else 1000)
+    model = chosen_model(options)
+    prompts = Prompts(model.n_vocab)
     with (
-        Daemons(model, [(cores[0],), (cores[1],)], 1) as two,
-        Daemons(model, [(cores[0],)], 1) as one,
+        Daemons(model.path, [(cores[0],), (cores[1],)], 1) as two,
+        Daemons(model.path, [(cores[0],)], 1) as one,
     ):
         subject, baseline = alternate(
             lambda: 1e3 * two.answer(prompts.take(options.prompt), 1).first_token_s,
@@ -41,7 +40,7 @@ def main() -> None:
     report = Report(
         "A long prompt over two devices",
         {
-            "model": DESCRIPTION if options.model is None else options.model.name,
+            "model": model.description,
             "windows": spans,
             "chunk": chunk,
         },

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.compare import Comparison, Report, alternate, arguments, publish
 from benchmarks.daemons import Daemons, Prompts
-from benchmarks.models import DESCRIPTION, N_VOCAB, synthetic_model
+from benchmarks.models import chosen_model, model_arguments
 from edged.backend.native import NativeWindow, load_window
 from edged.backend.window import Batch, KvOp
 from edged.planning.plan import Plan
@@ -77,12 +77,12 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="per daemon (1)")
     parser.add_argument("--tokens", type=int, default=48, help="generated per measurement (48)")
-    parser.add_argument("--model", type=Path, help="a GGUF instead of the synthetic one")
+    model_arguments(parser)
     options = parser.parse_args()
-    model = options.model or synthetic_model()
-    prompts = Prompts(N_VOCAB if options.model is None else 1000)
+    model = chosen_model(options)
+    prompts = Prompts(model.n_vocab)
     computed: list[float] = []
-    with Daemons(model, [()] * options.devices, options.threads) as ring:
+    with Daemons(model.path, [()] * options.devices, options.threads) as ring:
 
         def per_token_ms() -> float:
             # A prompt of one token: then every token but the first is a decode step, as is the prompt.
@@ -106,7 +106,7 @@ def main() -> None:
     report = Report(
         "Overhead of the ring",
         {
-            "model": DESCRIPTION if options.model is None else options.model.name,
+            "model": model.description,
             "windows": spans,
             "threads": options.threads,
             "tokens": options.tokens,

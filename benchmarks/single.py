@@ -16,7 +16,7 @@ from llama_cpp import Llama
 
 from benchmarks.compare import Comparison, Report, alternate, arguments, publish
 from benchmarks.daemons import Daemons, Prompts, Timing
-from benchmarks.models import DESCRIPTION, N_VOCAB, synthetic_model
+from benchmarks.models import chosen_model, model_arguments
 
 SHORT = 16  # tokens of the prompt that decode is measured after
 
@@ -57,12 +57,14 @@ def main() -> None:
     parser.add_argument(
         "--no-flash-attention", action="store_true", help="in the library (it defaults to on here)"
     )
-    parser.add_argument("--model", type=Path, help="a GGUF instead of the synthetic one")
+    model_arguments(parser)
     options = parser.parse_args()
-    model = options.model or synthetic_model()
-    prompts = Prompts(N_VOCAB if options.model is None else 1000)
-    with Daemons(model, [()], options.threads) as alone:
-        library = Library(model, alone.plan.context.n_ctx, options.threads, not options.no_flash_attention)
+    model = chosen_model(options)
+    prompts = Prompts(model.n_vocab)
+    with Daemons(model.path, [()], options.threads) as alone:
+        library = Library(
+            model.path, alone.plan.context.n_ctx, options.threads, not options.no_flash_attention
+        )
 
         def decode(answer: Callable[[Sequence[int], int], Timing]) -> Callable[[], float]:
             return lambda: 1e3 * answer(prompts.take(SHORT), options.tokens).per_token_s
@@ -80,7 +82,7 @@ def main() -> None:
     report = Report(
         "One daemon alone",
         {
-            "model": DESCRIPTION if options.model is None else options.model.name,
+            "model": model.description,
             "threads": options.threads,
             "chunk": chunk,
         },
