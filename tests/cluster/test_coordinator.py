@@ -400,7 +400,7 @@ def test_free_memory_that_shrinks_does_not_disturb_a_ring_that_runs(
 def test_free_memory_that_grows_does_not_disturb_a_ring_that_runs(
     household: Callable[..., Household],
 ) -> None:
-    home = household("a", memory=60 * MIB)
+    home = household("a", memory=52 * MIB)
     home.coordinator.ensure(manifest(n_layers=100))
     plan = home.head.plans[-1]
     home.memory *= 8
