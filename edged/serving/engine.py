@@ -52,7 +52,7 @@ _RING_GONE = (RingBrokenError.code, PeerLostError.code)  # failures after which 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """exact_replay: after a switch of rings, up to this many generated tokens are computed one by one as they
-    were, so that the answer stays the same bit for bit; longer answers in chunks, or the client waits long."""
+    were, so that the answer stays the same bit for bit; longer answers in chunks, which is quicker."""
 
     max_waiting: int = 64  # requests without a slot; more are refused
     spare_frames: int = 2  # micro-batches in flight beyond one per hop

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edged.backend.window import Logits
-from edged.errors import ModelError
+from edged.errors import ModelError, OverloadedError
 from edged.planning.plan import Plan
 from edged.ring.frame import Failure
 from edged.serving.engine import Engine
@@ -49,13 +49,13 @@ class Head:
             return engine.stats()
         return Recorder().snapshot(attached=False, active=0, waiting=0, in_flight=0, reusable_tokens=0)
 
-    def generate(self, request: GenerateRequest) -> Generation:
-        """Raises ModelError before the first model is there, and what `Engine.generate` raises."""
-        engine, manifest = self._engine, self._manifest
-        if engine is None or manifest is None:
-            raise ModelError(
-                "no model is loaded; load one with `edged run MODEL ...` or `edged start --model`"
-            )
+    def generate(self, request: GenerateRequest, manifest: Manifest) -> Generation:
+        """An answer by this model. Raises OverloadedError where another one has taken its place, and what
+        `Engine.generate` raises."""
+        with self._lock:
+            engine = self._engine if self.model == manifest.id else None
+        if engine is None:
+            raise OverloadedError(f"another model was loaded instead of {manifest.name}: try again")
         return engine.generate(request.model_copy(update={"model": None}))
 
     def attach(self, manifest: Manifest, plan: Plan) -> None:
