@@ -1,7 +1,7 @@
 """One daemon alone against llama-cpp-python with the same file and threads: prefill and decode.
 
 Both are taken as their users meet them: the daemon through its front door, the library through
-`Llama.generate` with its own chunk size. Aim: not slower.
+`Llama.generate` with its own defaults. Aim: not slower.
 
     python -m benchmarks.single
 """
@@ -55,16 +55,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="generated per measurement (48)")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill measurement (512)")
     parser.add_argument(
-        "--no-flash-attention", action="store_true", help="in the library (it defaults to on here)"
+        "--flash-attention", action="store_true", help="in the library too (off is its default)"
     )
     model_arguments(parser)
     options = parser.parse_args()
     model = chosen_model(options)
     prompts = Prompts(model.n_vocab)
     with Daemons(model.path, [()], options.threads) as alone:
-        library = Library(
-            model.path, alone.plan.context.n_ctx, options.threads, not options.no_flash_attention
-        )
+        library = Library(model.path, alone.plan.context.n_ctx, options.threads, options.flash_attention)
 
         def decode(answer: Callable[[Sequence[int], int], Timing]) -> Callable[[], float]:
             return lambda: 1e3 * answer(prompts.take(SHORT), options.tokens).per_token_s

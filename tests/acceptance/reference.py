@@ -21,9 +21,10 @@ def bundled_model() -> Path:
 
 @contextmanager
 def whole_model(context: ContextOptions, threads: int) -> Iterator[Llama]:
-    """llama-cpp-python with the plan's context; on CPUs `auto` flash attention means on."""
+    """llama-cpp-python with the plan's context, which has decided on flash attention."""
     assert context.kv_type == "f16"
     assert context.wire_type == "f32"
+    assert context.flash_attention != "auto"
     llama = Llama(
         str(bundled_model()),
         n_ctx=context.n_ctx,
@@ -31,7 +32,7 @@ def whole_model(context: ContextOptions, threads: int) -> Iterator[Llama]:
         n_ubatch=context.n_ubatch,
         n_threads=threads,
         n_threads_batch=threads,
-        flash_attn=context.flash_attention != "off",
+        flash_attn=context.flash_attention == "on",
         verbose=False,
     )
     try:
