@@ -162,7 +162,8 @@ class Daemon:
             identity=identity,
             catalogue=self._catalogue,
             worker=worker,
-            open_head=lambda: connect(identity, identity.founder, *addresses.likeliest()),
+            head_at=addresses.likeliest,
+            open_head=lambda address: connect(identity, identity.founder, *address),
             say=self._say,
         )
         stack.callback(inside.close)

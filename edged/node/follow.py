@@ -9,6 +9,7 @@ import grpc
 
 from edged import __version__
 from edged.api.daemon_view import Statistics
+from edged.cluster.address_book import Address
 from edged.cluster.identity import Identity
 from edged.cluster.messages import ClusterView
 from edged.cluster.worker import Worker
@@ -23,7 +24,8 @@ from edged.store.catalogue import Catalogue
 class Follow:
     """What front doors reach on a member: Interior, DaemonView and HeartListener in one.
 
-    open_head: a channel to the head, to close after use; raises PeerLostError while nobody knows where it is.
+    head_at: where the head was reached last; raises PeerLostError while nobody knows.
+    open_head: a channel to the head at that address, to close after use.
     """
 
     def __init__(
@@ -32,18 +34,20 @@ class Follow:
         identity: Identity,
         catalogue: Catalogue,
         worker: Worker,
-        open_head: Callable[[], grpc.Channel],
+        head_at: Callable[[], Address],
+        open_head: Callable[[Address], grpc.Channel],
         say: Callable[[str], None],
     ) -> None:
         self._identity = identity
         self._catalogue = catalogue
         self._worker = worker
+        self._head_at = head_at
         self._open_head = open_head
         self._say = say
         self._lock = threading.Lock()
         self._view: ClusterView | None = None
         self._trouble = "the head has not been reached yet"
-        self._channel: grpc.Channel | None = None
+        self._channel: tuple[Address, grpc.Channel] | None = None
         self.http = ""
 
     # ---- Interior
@@ -95,21 +99,24 @@ class Follow:
     def coordinator_lost(self, error: EdgedError) -> None:
         self._trouble = error.message
         self._say(f"the head does not answer: {error.message}")
-        self._drop_channel()
 
     def close(self) -> None:
-        self._drop_channel()
+        with self._lock:
+            self._drop_channel()
 
     def _head(self) -> FrontDoorClient:
         if self._trouble:
             raise PeerLostError(f"the head of this cluster cannot be reached: {self._trouble}")
+        address = self._head_at()
         with self._lock:
+            if self._channel is not None and self._channel[0] != address:
+                self._drop_channel()
             if self._channel is None:
-                self._channel = self._open_head()
-            return FrontDoorClient(self._channel, "the head")
+                self._channel = address, self._open_head(address)
+            return FrontDoorClient(self._channel[1], "the head")
 
     def _drop_channel(self) -> None:
-        with self._lock:
-            if self._channel is not None:
-                self._channel.close()
-                self._channel = None
+        """Only where the head is elsewhere now: it ends every answer under way, and a beat is soon missed."""
+        if self._channel is not None:
+            self._channel[1].close()
+            self._channel = None

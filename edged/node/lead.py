@@ -57,7 +57,7 @@ class Lead:
         if self._head.model != manifest.id or self._coordinator.state.state == "failed":
             with self._loading:
                 self._coordinator.ensure(manifest)
-        return self._head.generate(request)
+        return self._head.generate(request, manifest)
 
     def load(self, model: str) -> Iterator[Progress]:
         return self._coordinator.load(self._models.find(model))
@@ -123,10 +123,10 @@ class Lead:
 
     def member_event(self, event: MemberEvent) -> None:
         """Somebody came, went or has news: the coordinator is to know."""
-        if event.kind in ("joined", "changed"):
-            self._models.meet(event.member)
         if (broken := event.member.report.broken) is not None:
             self._coordinator.ring_broke(broken.epoch, f"{event.member.report.name}: {broken.reason}")
+        if event.kind in ("joined", "changed"):
+            self._models.meet(event.member)
         if event.kind == "joined":
             self._coordinator.device_returned(event.member.device)
         else:

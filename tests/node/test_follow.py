@@ -1,0 +1,81 @@
+"""A device that is not the head, and the head it passes questions on to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from edged.cluster.address_book import Address
+from edged.cluster.messages import ClusterView
+from edged.errors import PeerLostError
+from edged.node.follow import Follow
+from edged.rpc.channel import connect_local
+from edged.serving.generation import GenerateRequest, Message
+from edged.settings import daemon_socket
+from edged.store.catalogue import Catalogue
+from tests.cli.door import Door, open_door
+
+ENDLESS = GenerateRequest(messages=(Message(role="user", content="endless"),))
+
+
+class Member:
+    """A Follow whose head is a scripted door, at whatever address is said."""
+
+    def __init__(self, home: Path) -> None:
+        self.address = Address("10.0.0.1", 7411)
+        self.opened: list[Address] = []
+        self._socket = daemon_socket(home)
+        self.inside = Follow(
+            identity=SimpleNamespace(name="pi", cluster="c"),  # type: ignore[arg-type]
+            catalogue=Catalogue(home / "member"),
+            worker=SimpleNamespace(stats=None),  # type: ignore[arg-type]
+            head_at=lambda: self.address,
+            open_head=self._open,
+            say=lambda _: None,
+        )
+        self.inside.coordinator_says(ClusterView(coordinator="h"))
+
+    def _open(self, address: Address) -> object:
+        self.opened.append(address)
+        return connect_local(self._socket)
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    with open_door(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def member(tmp_path: Path, door: Door) -> Iterator[Member]:
+    made = Member(tmp_path)
+    yield made
+    made.inside.close()
+
+
+def test_a_missed_heartbeat_ends_no_answer(member: Member) -> None:
+    generation = member.inside.generate(ENDLESS)
+    events = iter(generation)
+    assert next(events).text == "1 "
+    member.inside.coordinator_lost(PeerLostError("a slow moment"))
+    member.inside.coordinator_says(ClusterView(coordinator="h"))
+    member.inside.models()
+    assert next(events).text == "2 "
+    generation.cancel()
+
+
+def test_a_head_with_a_new_address_is_asked_there(member: Member) -> None:
+    member.inside.models()
+    member.address = Address("10.0.0.9", 7411)
+    member.inside.models()
+    member.inside.models()
+    assert [address.host for address in member.opened] == ["10.0.0.1", "10.0.0.9"]
+
+
+def test_a_head_that_is_silent_is_not_asked(member: Member) -> None:
+    member.inside.coordinator_lost(PeerLostError("gone"))
+    with pytest.raises(PeerLostError, match="gone"):
+        member.inside.generate(ENDLESS)
