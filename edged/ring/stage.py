@@ -91,6 +91,7 @@ class Stage:
         }
         self._links: dict[str, Link] = {}
         self._arrivals: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._heap: list[_Waiting] = []  # taken from the arrivals, for the compute thread to choose from
         self._numbers = count()
         self._stats = {hop: HopStats(hop) for hop in windows}
         self._dropped = 0
@@ -163,7 +164,7 @@ class Stage:
             with self._lock:
                 self._dropped += 1
             return
-        if self._arrivals.qsize() > self._depth:
+        if self._arrivals.qsize() + len(self._heap) > self._depth:
             raise FrameError(f"{sender} sends more frames than the ring's {self._depth}")
         self._enqueue(frame, None)
 
@@ -194,7 +195,7 @@ class Stage:
             self._on_broken(error)
 
     def _compute(self) -> None:
-        heap: list[_Waiting] = []
+        heap = self._heap
         while True:
             arrival = self._next_arrival(block=not heap)
             while arrival is not None:

@@ -15,7 +15,7 @@ from edged.planning.plan import Plan
 from edged.ring.codec import FrameFormat
 from edged.ring.frame import EMPTY_BATCH, Frame
 from edged.ring.ring import Result, Ring
-from edged.ring.stage import Stage
+from edged.ring.stage import Stage, ring_depth
 from tests.ring.fakes import N_VOCAB, WIDTH, NotedWindow, batch_of, plan_of, run_of, tokens_of, windows_of
 
 WAIT = 20
@@ -415,6 +415,41 @@ def test_a_sender_that_ignores_the_ring_depth_is_refused(wires, gated):
         for _ in range(1000):
             stage.receive(frame, "a")
     stage.close()
+
+
+def test_frames_that_the_stage_has_looked_at_count_too(wires):
+    """Each visit empties the queue of arrivals: what waits behind it must not grow with that."""
+    step, reached = threading.Semaphore(0), threading.Semaphore(0)
+
+    class Stepped(NotedWindow):
+        def run(self, batch, inputs):
+            reached.release()
+            step.acquire(timeout=WAIT)
+            return super().run(batch, inputs)
+
+    plan = plan_of(*SHAPES["two"])
+    a = wires.transport("a")
+    a.attach(Sink())
+    stage = Stage(plan, "b", {1: windows_of(plan, Stepped)[1]}, wires.transport("b"), lambda _: None)
+    stage.connect()
+    numbers = iter(range(1000))
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            number = next(numbers)
+            frame = Frame(1, 1, number, (), batch_of((0, number)), np.zeros((1, WIDTH), np.float32))
+            stage.receive(frame, "a")
+
+    send(1)
+    assert reached.acquire(timeout=WAIT)
+    send(ring_depth(plan))
+    step.release()
+    assert reached.acquire(timeout=WAIT)  # the second is computed, the others were taken from the queue
+    with pytest.raises(FrameError, match="more frames than"):
+        send(ring_depth(plan))
+    step.release(1000)
+    stage.close()
+    a.detach(1)
 
 
 class Sink:
