@@ -22,6 +22,7 @@ from edged.cluster.coordinator import Coordinator
 from edged.cluster.discovery import Announcement, DiscoveredPeer, Discovery, Role
 from edged.cluster.heart import Heart
 from edged.cluster.heartbeat_service import HeartbeatService
+from edged.cluster.identity import Identity
 from edged.cluster.join_server import JoinServer
 from edged.cluster.known_models import KnownModels
 from edged.cluster.member_client import MemberClient
@@ -37,7 +38,7 @@ from edged.node.belonging import coordinator_address, settle
 from edged.node.follow import Follow
 from edged.node.keys import OwnersKeys
 from edged.node.lead import Lead
-from edged.node.process import log_to, only_one, stop_signals
+from edged.node.process import StoppedEarly, leave_early, log_to, only_one, stop_signals
 from edged.node.pulse import Pulse
 from edged.planning.context import CHUNK_ALONE
 from edged.planning.plan import ContextOptions
@@ -62,23 +63,30 @@ Register = Callable[[grpc.Server], None]
 def run_daemon(settings: Settings, say: Say) -> None:
     """Runs until SIGINT or SIGTERM. Raises EdgedError where it cannot start; leaves nothing behind."""
     stop = threading.Event()
-    with stop_signals(stop), only_one(settings.home), log_to(settings), ExitStack() as stack:
-        daemon = Daemon(settings, say, stop, stack)
-        daemon.start()
-        stop.wait()
-        say("stopping")
+    try:
+        with stop_signals(stop.set), only_one(settings.home), log_to(settings):
+            with stop_signals(leave_early):  # it may take half a minute to find and ask the founder
+                identity = settle(settings, say)
+            with ExitStack() as stack:
+                Daemon(settings, identity, say, stop, stack).start()
+                stop.wait()
+                say("stopping")
+    except StoppedEarly:
+        pass
     say("stopped")
 
 
 class Daemon:
     """One device's parts. `stack` closes them, the last started first."""
 
-    def __init__(self, settings: Settings, say: Say, stop: threading.Event, stack: ExitStack) -> None:
+    def __init__(
+        self, settings: Settings, identity: Identity, say: Say, stop: threading.Event, stack: ExitStack
+    ) -> None:
         self._settings = settings
         self._say = say
         self._stop = stop
         self._stack = stack
-        self._identity = settle(settings, say)
+        self._identity = identity
         self._catalogue = Catalogue(settings.home)
         self._neighbours = Neighbours(self._identity)
         self._transport = GrpcTransport(self._neighbours.open_channel, peer_device)
