@@ -120,17 +120,16 @@ class Daemon:
             lambda epoch, error: coordinator.ring_broke(epoch, error.message),
         )
         membership = Membership(lambda event: inside.member_event(event))  # noqa: PLW0108 - made below
+        roster = MembershipRoster(membership)
         coordinator = Coordinator(
             profile=self._profile,
             port=settings.port,
-            roster=MembershipRoster(membership),
+            roster=roster,
             local=worker,
             dial=lambda peer: MemberClient(connect(identity, peer.device, peer.host, peer.port), peer.name),
             head=head,
             wish=self._wish,
-            last_epoch=lambda: max(
-                (worker.latest_epoch, *(member.report.epoch for member in membership.members()))
-            ),
+            last_epoch=lambda: max(worker.latest_epoch, roster.last_epoch()),
         )
         inside = Lead(
             identity=identity,

@@ -14,6 +14,9 @@ from edged.private_file import write_private
 log = logging.getLogger(__name__)
 
 
+MOST_SEEN = 8  # anybody can announce anything, and each address that does not answer costs seconds
+
+
 class Address(NamedTuple):
     """Host (name or IP address, without brackets) and port."""
 
@@ -47,7 +50,7 @@ class AddressBook:
 
     def see(self, hosts: Iterable[str], port: int) -> bool:
         """Takes what mDNS says now; whether that is news."""
-        seen = tuple(Address(host, port) for host in hosts)
+        seen = tuple(Address(host, port) for host in hosts)[:MOST_SEEN]
         with self._lock:
             news = seen != self._seen
             self._seen = seen

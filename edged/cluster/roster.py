@@ -5,6 +5,8 @@ from __future__ import annotations
 from edged.cluster.coordinator import Peer
 from edged.cluster.membership import Membership
 
+LAST_EPOCH = 2**48  # no cluster gets there; a member that says so would leave no number for the next
+
 
 class MembershipRoster:
     """The coordinator's Roster: whoever is alive, by its last report."""
@@ -23,3 +25,8 @@ class MembershipRoster:
             )
             for member in self._membership.alive()
         ]
+
+    def last_epoch(self) -> int:
+        """The newest that any member has heard of: a coordinator that restarts goes on from it."""
+        epochs = (member.report.epoch for member in self._membership.members())
+        return max((epoch for epoch in epochs if epoch < LAST_EPOCH), default=0)

@@ -240,6 +240,8 @@ def test_candidates_come_in_the_order_of_trust(tmp_path: Path) -> None:
     assert book.see(["10.0.0.1", "10.0.0.9"], 9)
     assert not book.see(["10.0.0.1", "10.0.0.9"], 9)
     assert book.candidates() == (Address("nas.local", 1), Address("10.0.0.1", 9), Address("10.0.0.9", 9))
+    book.see([f"10.9.9.{last}" for last in range(200)], 9)  # somebody who would keep us busy
+    assert len(book.candidates()) == 10
 
 
 @pytest.mark.parametrize(
