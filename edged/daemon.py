@@ -213,11 +213,10 @@ class Daemon:
 
     def _serve(self, worker: Worker, inside: Lead | Follow, *more: Register) -> None:
         member = MemberService(worker, self._identity.founder)
-        store = StoreService(self._catalogue)
         services: list[Register] = [
             self._transport.add_to,
             lambda server: edged_pb2_grpc.add_MemberServicer_to_server(member, server),
-            lambda server: edged_pb2_grpc.add_StoreServicer_to_server(store, server),
+            StoreService(self._catalogue).add_to,
             _front_door(FrontDoorService(inside)),
             *more,
         ]

@@ -143,9 +143,8 @@ class Heart:
 
     def _send(self, address: Address, channel: grpc.Channel, report: HeartbeatReport) -> ClusterView:
         stub = edged_pb2_grpc.CoordinatorStub(channel)
-        here = report.model_copy(update={"coordinator_host": address.host})
         try:
-            return ClusterView.unpack(self._ask(stub.Heartbeat, here))
+            return ClusterView.unpack(self._ask(stub.Heartbeat, report))
         except grpc.RpcError as error:
             if self._closing.is_set():
                 raise PeerLostError("this daemon is stopping") from None

@@ -196,4 +196,4 @@ def _matters(before: Member, now: Member) -> bool:
 
 
 def _lasting(report: HeartbeatReport) -> HeartbeatReport:
-    return report.model_copy(update={"profile": report.profile.lasting, "coordinator_host": ""})
+    return report.model_copy(update={"profile": report.profile.lasting})

@@ -32,9 +32,6 @@ class HeartbeatReport(Document):
     models: tuple[str, ...] = Field(default=(), max_length=10_000)  # Manifest.id of those it holds parts of
     epoch: int = Field(default=0, ge=0)  # the epoch it serves; 0: none
     broken: BrokenRing | None = None
-    coordinator_host: str = Field(
-        default="", max_length=255
-    )  # where it reached the coordinator; set by Heart
 
 
 class ClusterView(Document):

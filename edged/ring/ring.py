@@ -76,11 +76,6 @@ class Ring:
         return self._plan
 
     @property
-    def depth(self) -> int:
-        """Batches the ring carries at once; more than that wait at its entry, in order."""
-        return self._depth
-
-    @property
     def in_flight(self) -> int:
         """Batches submitted and not yet answered."""
         return len(self._order)

@@ -130,7 +130,7 @@ def test_a_new_address_is_told(table: MemberTable) -> None:
 
 def test_free_memory_changes_without_noise_but_is_known(table: MemberTable) -> None:
     table.heartbeat(DEVICE, HOST, report(memory=2**30))
-    assert table.heartbeat(DEVICE, HOST, report(memory=2**29, coordinator_host="10.0.0.1")) == ()
+    assert table.heartbeat(DEVICE, HOST, report(memory=2**29)) == ()
     assert table.members()[0].report.profile.memory_budget == 2**29
     assert table.statuses()[0].memory_budget == 2**29
 
