@@ -1,7 +1,8 @@
 """The composition root: the only place where concrete parts are put together.
 
 A daemon either *leads* (it founded the cluster: it plans, heads the ring and answers) or *follows* (it runs
-windows and passes questions on). Both run a Worker. What starts last is closed first.
+windows and passes questions on). Both run a Worker. What starts last is closed first; before that, whatever
+may take long is called off.
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ class Daemon:
             say=self._say,
         )
         stack.callback(inside.close)
+        self._call_off.append(inside.close)
         self._serve(worker, inside)
         pulse = Pulse(identity.name, settings.port, self._profile, self._catalogue, worker)
         heart = Heart(identity, addresses, pulse.report, inside)

@@ -20,6 +20,8 @@ from edged.rpc.messages import ModelsAnswer, Progress, StatusAnswer
 from edged.serving.generation import GenerateRequest, Generation
 from edged.store.catalogue import Catalogue
 
+FIRST_WORD_S = 10.0  # the first heartbeat after the start has been answered or given up by then
+
 
 class Follow:
     """What front doors reach on a member: Interior, DaemonView and HeartListener in one.
@@ -47,6 +49,7 @@ class Follow:
         self._lock = threading.Lock()
         self._view: ClusterView | None = None
         self._trouble = "the head has not been reached yet"
+        self._heard = threading.Event()  # whether it can be reached is known
         self._channel: tuple[Address, grpc.Channel] | None = None
         self.http = ""
 
@@ -93,18 +96,22 @@ class Follow:
     def coordinator_says(self, view: ClusterView) -> None:
         if self._trouble:
             self._say(f"in the cluster {self._identity.cluster}: the head answers")
-        self._trouble = ""
         self._view = view
+        self._trouble = ""
+        self._heard.set()
 
     def coordinator_lost(self, error: EdgedError) -> None:
         self._trouble = error.message
+        self._heard.set()
         self._say(f"the head does not answer: {error.message}")
 
     def close(self) -> None:
+        self._heard.set()
         with self._lock:
             self._drop_channel()
 
     def _head(self) -> FrontDoorClient:
+        self._heard.wait(FIRST_WORD_S)
         if self._trouble:
             raise PeerLostError(f"the head of this cluster cannot be reached: {self._trouble}")
         address = self._head_at()

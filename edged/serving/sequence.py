@@ -3,8 +3,8 @@
 The shape rule, on which bit-for-bit equal answers rest: in which micro-batch a position is computed
 depends on nothing but the request itself. A prompt is computed in chunks on the grid 0, n, 2n, ...
 (n = n_ubatch, the last chunk may be shorter), every generated token in a micro-batch of its own, and no
-micro-batch holds tokens of two sequences. So neither other requests, nor a reused prefix, nor a replay on
-a new ring changes the numbers that a kernel sees.
+micro-batch holds tokens of two sequences. So neither other requests, nor a reused prefix, nor (for answers
+that are not too long, see `Sequence.next_step`) a replay on a new ring changes the numbers that a kernel sees.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from edged.cluster.messages import ClusterView
 from edged.errors import PeerLostError
 from edged.node.follow import Follow
 from edged.rpc.channel import connect_local
+from edged.rpc.messages import Progress
 from edged.serving.generation import GenerateRequest, Message
 from edged.settings import daemon_socket
 from edged.store.catalogue import Catalogue
@@ -36,7 +38,6 @@ class Member:
             open_head=self._open,
             say=lambda _: None,
         )
-        self.inside.coordinator_says(ClusterView(coordinator="h"))
 
     def _open(self, address: Address) -> object:
         self.opened.append(address)
@@ -52,6 +53,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
 @pytest.fixture
 def member(tmp_path: Path, door: Door) -> Iterator[Member]:
     made = Member(tmp_path)
+    made.inside.coordinator_says(ClusterView(coordinator="h"))
     yield made
     made.inside.close()
 
@@ -79,3 +81,16 @@ def test_a_head_that_is_silent_is_not_asked(member: Member) -> None:
     member.inside.coordinator_lost(PeerLostError("gone"))
     with pytest.raises(PeerLostError, match="gone"):
         member.inside.generate(ENDLESS)
+
+
+def test_who_asks_before_the_first_heartbeat_waits_for_it(tmp_path: Path, door: Door) -> None:
+    member = Member(tmp_path)
+    steps: list[Progress] = []
+    asking = threading.Thread(target=lambda: steps.extend(member.inside.load("crow")))
+    asking.start()
+    asking.join(0.1)
+    member.inside.coordinator_says(ClusterView(coordinator="h"))
+    asking.join(10)
+    member.inside.close()
+    assert door.loads == ["crow"]
+    assert steps[-1].finished
