@@ -4,7 +4,7 @@ The shape rule, on which bit-for-bit equal answers rest: in which micro-batch a 
 depends on nothing but the request itself. A prompt is computed in chunks on the grid 0, n, 2n, ...
 (n = n_ubatch, the last chunk may be shorter), every generated token in a micro-batch of its own, and no
 micro-batch holds tokens of two sequences. So neither other requests, nor a reused prefix, nor (for answers
-that are not too long, see `Sequence.next_step`) a replay on a new ring changes the numbers that a kernel sees.
+that are not too long, see `Sequence.next_step`) a replay on a new ring changes what a kernel sees.
 """
 
 from __future__ import annotations
