@@ -53,6 +53,7 @@ from edged.serving.head import Head
 from edged.settings import Settings, ensure_api_key
 from edged.store.catalogue import Catalogue
 from edged.store.manifest import Manifest
+from edged.store.probe import try_windows
 from edged.store.service import StoreService
 
 RPC_THREADS = 64  # each link in, each answer under way and each layer being sent holds one
@@ -204,6 +205,7 @@ class Daemon:
             name=self._identity.name,
             catalogue=self._catalogue,
             load_window=load,
+            try_model=lambda manifest: try_windows(manifest, self._catalogue),
             transport=self._transport,
             surroundings=self._neighbours,
             on_result=on_result,

@@ -13,6 +13,7 @@ from edged.rpc.messages import Progress
 from edged.rpc.status import unwrap
 
 SHORT_S = 5.0  # for answers that need no work
+ACTIVATE_S = 15.0  # longer than a stage takes to give up on a link that does not open
 PING_S = 1.5  # a home network answers in milliseconds; a machine under load in a few hundred
 
 
@@ -36,7 +37,7 @@ class MemberClient:
             call.cancel()
 
     def activate(self, epoch: int) -> None:
-        self._notify(self._stub.Activate, epoch, SHORT_S)
+        self._notify(self._stub.Activate, epoch, ACTIVATE_S)
 
     def release(self, epoch: int) -> None:
         """The device drops windows and layers of every epoch up to `epoch`."""

@@ -62,6 +62,7 @@ class _WindowKey:
 class Worker:
     """Prepares, joins and leaves rings, one epoch after the other. Methods may be called from any thread.
 
+    try_model: raises ModelError for a model that libllama would not survive.
     on_result: where this device is the head, what the engine takes results with.
     on_broken: (epoch, error) once a ring that was joined has lost a link.
     """
@@ -73,6 +74,7 @@ class Worker:
         name: str,
         catalogue: Catalogue,
         load_window: LoadWindow,
+        try_model: Callable[[Manifest], None],
         transport: Transport,
         surroundings: Surroundings,
         on_result: Callable[[Result], None],
@@ -82,6 +84,8 @@ class Worker:
         self._name = name
         self._catalogue = catalogue
         self._load_window = load_window
+        self._try_model = try_model
+        self._tried: set[str] = set()  # ids of models
         self._transport = transport
         self._surroundings = surroundings
         self._on_result = on_result
@@ -176,6 +180,8 @@ class Worker:
             self._keep_windows(set(keys.values()))
             self._manifest = manifest
             self._bring(manifest, self._parts(manifest, plan), assignment, report)
+            if plan.head == self._device:
+                self._try(manifest, report)
             for number, key in enumerate(keys.values()):
                 self._give_up_if_overtaken(plan.epoch)
                 report(Progress(stage="loading layers", device=self._name, done=number, total=len(keys)))
@@ -222,14 +228,15 @@ class Worker:
 
     def _remember(self, manifest: Manifest) -> None:
         """Note the model; one of the same name gives way if this device only ran layers of it."""
-        stale = [
-            model
-            for model in self._catalogue.models()
-            if model.name == manifest.name
-            and model.id != manifest.id
-            and self._catalogue.missing(model.parts)
-        ]
-        self._catalogue.add(manifest, replace=bool(stale))
+        namesakes = [model for model in self._catalogue.models() if model.name == manifest.name]
+        self._catalogue.add(manifest, replace=not any(map(self._catalogue.owns, namesakes)))
+
+    def _try(self, manifest: Manifest, report: Report) -> None:
+        """The head holds the cluster's keys: a model that another device offers must not end it."""
+        if manifest.id not in self._tried and not self._catalogue.owns(manifest):
+            report(Progress(stage="trying the model", device=self._name))
+            self._try_model(manifest)
+            self._tried.add(manifest.id)
 
     def _load(self, manifest: Manifest, key: _WindowKey, epoch: int) -> None:
         window = self._windows.get(key)
@@ -261,7 +268,7 @@ class Worker:
     def _drop_other_layers(self, plan: Plan) -> None:
         """A device that does not own the whole model keeps only what it runs."""
         manifest = self._manifest
-        if manifest is None or not self._catalogue.missing(manifest.parts):
+        if manifest is None or self._catalogue.owns(manifest):
             return
         freed = self._catalogue.keep_only(manifest, self._parts(manifest, plan))
         if freed:

@@ -123,7 +123,9 @@ class Lead:
 
     def member_event(self, event: MemberEvent) -> None:
         """Somebody came, went or has news: the coordinator is to know."""
-        if (broken := event.member.report.broken) is not None:
+        plan = self._coordinator.state.plan
+        in_ring = plan is not None and event.member.device in plan.devices
+        if in_ring and (broken := event.member.report.broken) is not None:
             self._coordinator.ring_broke(broken.epoch, f"{event.member.report.name}: {broken.reason}")
         if event.kind in ("joined", "changed"):
             self._models.meet(event.member)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edged.backend.window import Batch, KvOp, Logits, Tokens, Window
-from edged.errors import BY_CODE, EdgedError, RingBrokenError, RingError
+from edged.errors import BY_CODE, EdgedError, PeerLostError, RingBrokenError, RingError
 from edged.planning.plan import Plan
 from edged.ring.frame import Failure
 from edged.ring.stage import Stage, ring_depth
@@ -121,6 +121,10 @@ class Ring:
             self._in_flight.remove(batch_id)
             del self._order[batch_id]
             self._enter()
+        if failure is not None and failure.code in (RingBrokenError.code, PeerLostError.code):
+            failure = replace(
+                failure, code=RingError.code
+            )  # no frame can say so: the ring is what brought it
         self._on_result(Result(batch_id, logits, failure))
 
     def _broke(self, error: EdgedError) -> None:

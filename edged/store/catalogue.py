@@ -1,6 +1,7 @@
 """The store on disk: which models are known here, and which of their parts are held.
 
 HOME/store/models/<id>.manifest    a model that is known here, with all of its parts or some or none
+HOME/store/models/<id>.own         it was imported here
 HOME/store/parts/<sha256>.gguf     a part, named by its content
 HOME/store/scratch/                files being written or fetched
 """
@@ -103,8 +104,15 @@ class Catalogue:
         except FileNotFoundError:
             return 0
 
-    def add(self, manifest: Manifest, replace: bool = False) -> None:
-        """Make a model known. Raises StoreError if another has its name, unless it may be replaced."""
+    def owns(self, manifest: Manifest) -> bool:
+        """Whether the model was imported here, and not only brought by the ring: then all of it is kept."""
+        return self._owned_path(manifest).exists()
+
+    def add(self, manifest: Manifest, replace: bool = False, own: bool = False) -> None:
+        """Make a model known, for good where it is this device's `own`.
+
+        Raises StoreError if another has its name, unless it may be replaced.
+        """
         with self.lock:
             for other in self.models():
                 if other.name == manifest.name and other.id != manifest.id:
@@ -120,6 +128,8 @@ class Catalogue:
                 file.write(body)
                 file.finish()
                 file.move_to(target)
+                if own:
+                    self._owned_path(manifest).touch()
 
     def remove(self, name: str) -> int:
         """Forget a model and drop its parts, save those that another model shares; bytes made free."""
@@ -216,6 +226,7 @@ class Catalogue:
 
     def _forget(self, manifest: Manifest, keep: Collection[str] = ()) -> int:
         self._manifest_path(manifest).unlink(missing_ok=True)
+        self._owned_path(manifest).unlink(missing_ok=True)
         return self._drop(manifest, keep)
 
     def _drop(self, manifest: Manifest, keep: Collection[str]) -> int:
@@ -245,6 +256,9 @@ class Catalogue:
 
     def _manifest_path(self, manifest: Manifest) -> Path:
         return self._models / f"{manifest.id}.manifest"
+
+    def _owned_path(self, manifest: Manifest) -> Path:
+        return self._models / f"{manifest.id}.own"
 
     def _part_path(self, sha256: str) -> Path:
         return self._parts / f"{sha256}.gguf"

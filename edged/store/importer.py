@@ -56,7 +56,7 @@ def import_model(
             with catalogue.lock:  # between a look and the entry no other process may drop a part
                 gone = {part.sha256 for part in catalogue.missing(parts)}
                 if not gone:
-                    catalogue.add(manifest, replace=replace)
+                    catalogue.add(manifest, replace=replace, own=True)
                     return manifest
             for draft, part in zip(drafts, parts, strict=True):
                 if part.sha256 in gone:

@@ -57,6 +57,7 @@ class Household:
         self.results: SimpleQueue[Result] = SimpleQueue()
         self.broken: SimpleQueue[tuple[int, EdgedError]] = SimpleQueue()
         self.loads: list[tuple[int, int]] = []
+        self.tried: list[tuple[str, str]] = []
         self.stopped = False
         network = MemoryNetwork()
         self.stores = {"head": Catalogue(owner), "a": Catalogue(root / "a"), "b": Catalogue(root / "b")}
@@ -67,6 +68,7 @@ class Household:
                 name=name,
                 catalogue=store,
                 load_window=self.load,
+                try_model=lambda manifest, name=name: self.tried.append((name, manifest.id)),  # type: ignore[misc]
                 transport=network.transport(name),
                 surroundings=Surroundings(name, self),
                 on_result=self.results.put,
@@ -194,6 +196,33 @@ def test_a_damaged_layer_is_fetched_again(household: Household, alone: np.ndarra
     household.shelves["head"].fetched = 0
     household.run(plan.model_copy(update={"epoch": 2}))
     assert household.shelves["head"].fetched == 1
+    assert np.array_equal(household.logits(), alone)
+
+
+def test_an_owner_keeps_all_layers_even_when_one_is_damaged(household: Household) -> None:
+    """The one that others have to bring back must not be the first that it drops."""
+    store = household.stores["head"]
+    household.run(household.plan(1, ("head", 0, 2), ("a", 2, 5), ("head", 5, 6)))
+    store.path(household.manifest.layer(3).sha256).unlink()
+    household.run(household.plan(2, ("head", 0, 3), ("a", 3, 5), ("head", 5, 6)))
+    assert household.held("head") == {part.name for part in household.manifest.parts} - {
+        "shared",
+        "layer.003",
+    }
+
+
+def test_the_head_tries_a_model_that_is_not_its_own(household: Household, alone: np.ndarray) -> None:
+    manifest = household.manifest
+    plan = household.plan(1, ("head", 0, 2), ("a", 2, 5), ("head", 5, 6))
+    household.run(plan)
+    assert household.tried == []  # imported here, so tried before
+    shutil.copytree(household.stores["head"].home / "store", household.stores["b"].home / "store2")
+    household.stores["head"].remove(manifest.name)
+    (household.stores["b"].home / "store").rename(household.stores["b"].home / "store1")
+    (household.stores["b"].home / "store2").rename(household.stores["b"].home / "store")
+    household.run(plan.model_copy(update={"epoch": 2}))
+    household.run(plan.model_copy(update={"epoch": 3}))
+    assert household.tried == [("head", manifest.id)]
     assert np.array_equal(household.logits(), alone)
 
 

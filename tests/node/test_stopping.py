@@ -50,7 +50,7 @@ def test_a_daemon_that_loads_a_model_stops_at_once(tmp_path: Path, monkeypatch: 
         watchdog = threading.Timer(20, late.set)
         watchdog.start()
         try:
-            while not late.is_set():
+            while not late.wait(0.01):
                 progress(0.5)
         except EdgedError as error:
             ends.append(error.message)
