@@ -1,8 +1,9 @@
 """The engine on the head: requests in, micro-batches to the ring, logits back, text out.
 
-Everything but `generate` happens on one thread, in a loop of three lines: take what has arrived (requests,
-results, a new ring), end what has waited too long, submit what is ready. Nothing in it waits for a client or
-for the ring.
+Everything but `generate` happens in turns of three lines: take what has arrived (requests, results, a new
+ring), end what has waited too long, submit what is ready. One turn at a time: most on the thread that brings
+a result, so that the next token is on its way without a change of threads, the others on the engine's own.
+Nothing in a turn waits for a client or for the ring.
 
 A ring may go and another come at any time. Between the two, answers wait; then all their tokens so far are
 computed on the new ring and they go on. The client sees a pause, no error, and no token twice.
@@ -107,6 +108,7 @@ class Engine:
 
         self._inbox: deque[Callable[[], None]] = deque()
         self._arrived = threading.Condition()
+        self._turn = threading.Lock()  # whoever holds it is the engine
         self._closing = False
         self._n_ctx: int | None = None  # of the attached ring, for checks in `generate`
         self._unplaced: dict[int, Answer] = {}  # without a slot; guarded by `_arrived`, as is the inbox
@@ -164,7 +166,11 @@ class Engine:
 
     def deliver(self, batch_id: int, logits: Logits | None, failure: Failure | None = None) -> None:
         """The result of a submitted micro-batch: the ring's `OnResult`."""
-        self._post(lambda: self._take_result(_Result(batch_id, logits, failure)))
+        with self._arrived:
+            if self._closing:
+                return
+            self._inbox.append(lambda: self._take_result(_Result(batch_id, logits, failure)))
+        self._turn_here()
 
     def close(self) -> None:
         """Ends every answer with an error and joins the thread; idempotent."""
@@ -179,31 +185,51 @@ class Engine:
                 self._inbox.append(what)
                 self._arrived.notify()
 
-    # The loop
+    # The loop: one turn after the other, whoever takes them
 
     def _run(self) -> None:
         try:
-            while (arrived := self._wait()) is not None:
-                for handle in arrived:
-                    handle()
-                self._end_overdue()
-                self._submit_ready()
-        except Exception:  # noqa: BLE001 (a fault of ours: every answer ends with an error below)
-            _log.exception("the engine stopped")
+            timeout = None
+            while self._wait(timeout):
+                with self._turn:
+                    self._take_turn()
+                    timeout = self._seconds_to_deadline()
         finally:
+            with self._turn:
+                for answer in (self._answers | self._unplaced).values():
+                    answer.fail(_unloaded())
+
+    def _turn_here(self) -> None:
+        """On the thread that brought a result: the next token is on its way without waking another thread."""
+        while self._inbox and self._turn.acquire(blocking=False):
+            try:
+                self._take_turn()
+                waits = bool(self._held)
+            finally:
+                self._turn.release()
+            if waits:
+                self._post(lambda: None)  # the engine's own thread has deadlines to look at now
+                return
+
+    def _take_turn(self) -> None:
+        with self._arrived:
+            arrived, self._inbox = self._inbox, deque()
+        try:
+            for handle in arrived:
+                handle()
+            self._end_overdue()
+            self._submit_ready()
+        except Exception:  # noqa: BLE001 (a fault of ours: the engine's own thread ends every answer with an error)
+            _log.exception("the engine stopped")
             with self._arrived:
                 self._closing = True
-            for answer in (self._answers | self._unplaced).values():
-                answer.fail(_unloaded())
+                self._arrived.notify()
 
-    def _wait(self) -> deque[Callable[[], None]] | None:
-        """What has arrived; nothing if a waiting request is overdue first; None at the end."""
+    def _wait(self, timeout: float | None) -> bool:
+        """Until something has arrived or `timeout` seconds have passed; False at the end."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._inbox or self._closing, timeout=self._seconds_to_deadline())
-            if self._closing:
-                return None
-            arrived, self._inbox = self._inbox, deque()
-            return arrived
+            self._arrived.wait_for(lambda: self._inbox or self._closing, timeout)
+            return not self._closing
 
     def _seconds_to_deadline(self) -> float | None:
         if self._attached is not None or not self._held:
