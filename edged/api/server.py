@@ -19,6 +19,8 @@ from edged.api.guarded_protocol import protocol_with
 from edged.api.limits import HttpLimits
 from edged.api.listen import bind
 from edged.errors import DaemonError
+from edged.rpc.bounded_listener import BoundedListener
+from edged.rpc.quiet_loop import QuietErrors
 from edged.serving.generation import Generator
 from edged.settings import HostPort
 
@@ -54,7 +56,9 @@ class HttpServer:
 
     def start(self) -> None:
         """Returns when connections are accepted. Raises SettingsError, PortTakenError, DaemonError."""
-        sockets = bind(self._wanted, self._api_key)
+        # Beyond the limit a client is told so; beyond its double it is not even heard.
+        most = self._limits.connections * 2
+        sockets = [BoundedListener(one, most) for one in bind(self._wanted, self._api_key)]
         self._address = HostPort(self._wanted.host, sockets[0].getsockname()[1])
         app = create_app(self._generator, self._daemon, self._api_key, self._limits)
         self._server = server = _Server(app, self._limits)
@@ -111,6 +115,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(QuietErrors("HTTP"))
         self._loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="edged-http-worker"))
         await super().startup(sockets)
         self.settled.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import threading
 import time
@@ -16,6 +15,7 @@ from edged.cluster.token import Token, TokenBook, WrongSecretError
 from edged.documents import Document
 from edged.errors import ClusterError, DocumentError, JoinRefusedError, SettingsError
 from edged.private_file import write_private
+from edged.rpc.bounded_listener import source
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Admission:
 
     def admit(self, request: JoinRequest, address: str) -> JoinAnswer:
         """A certificate for the device that asks from `address`. Raises JoinRefusedError, one line why."""
-        address = _source(address)
+        address = source(address)
         self._guesses.check(address)
         device, key = authority.read_request(request.request.encode())
         try:
@@ -102,19 +102,6 @@ class Admission:
         others = tuple(other for other in self._admitted if other.device != entry.device)
         write_private(self._path, AdmittedDevices(devices=(*others, entry)).pack())
         self._admitted = (*others, entry)
-
-
-def _source(address: str) -> str:
-    """One source of guesses: an IPv4 address, or an IPv6 network (addresses cost nothing there)."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 class _Guesses:

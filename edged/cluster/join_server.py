@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import ssl
@@ -29,11 +30,16 @@ from edged.cluster.join import (
     JoinRequest,
 )
 from edged.errors import EdgedError, JoinRefusedError
+from edged.rpc.bounded_listener import BoundedListener
 from edged.rpc.listening import listen
+from edged.rpc.quiet_loop import QuietErrors
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 64  # also those that never finish, or never begin, the TLS handshake
+MAX_PER_SOURCE = 16  # a device that joins needs one
+HANDSHAKE_S = 4.0
+FAREWELL_S = 1.0  # for the other end to close TLS as it should
 LAST_WORD = HEADERS | {"connection": "close"}  # one answer each; what somebody still sends is not read
 MAX_CONNECTION_S = 15.0  # a join takes well below a second
 START_TIMEOUT_S = 10.0
@@ -44,7 +50,7 @@ class JoinServer:
 
     def __init__(self, identity: Identity, admission: Admission, port: int) -> None:
         """Raises PortTakenError, or EdgedError if the server cannot start."""
-        self._socket = listen(port)
+        self._socket = BoundedListener(listen(port), MAX_CONNECTIONS, MAX_PER_SOURCE)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             _application(identity.ca_pem, admission),
@@ -85,11 +91,20 @@ class JoinServer:
 
     def _run(self) -> None:
         try:
-            self._server.run(sockets=[self._socket])
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(self._server.serve(sockets=[self._socket]))
         except (Exception, SystemExit):  # uvicorn leaves a failed start by sys.exit
             log.exception("the join server stopped")
         finally:
             self._server.ready.set()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """uvicorn leaves asyncio's patience with TLS as it is: a minute for a handshake."""
+
+    async def create_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:
+        kwargs |= {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": FAREWELL_S}
+        return await super().create_server(*args, **kwargs)
 
 
 class _Server(uvicorn.Server):
@@ -101,6 +116,7 @@ class _Server(uvicorn.Server):
         self._first_seen: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(QuietErrors("the join server"))
         await super().startup(sockets)
         self.ready.set()
 

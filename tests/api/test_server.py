@@ -20,6 +20,7 @@ from edged.settings import HostPort
 from tests.api.conftest import StartServer
 from tests.api.parrot import MODEL, House, Parrot
 from tests.api.test_hangup import SOON, post, say
+from tests.descriptors import no_descriptor_left
 
 
 def connect(server: HttpServer) -> socket.socket:
@@ -115,6 +116,42 @@ def test_garbage(server: HttpServer, garbage: bytes) -> None:
         assert not answer or answer.startswith(b"HTTP/1.1 400")
         assert not answer or error_code(answer) == "bad_http"
     assert httpx.get(f"http://{server.address}/health", trust_env=False, verify=False).status_code == 200
+
+
+def test_without_file_descriptors_callers_are_turned_away(
+    server: HttpServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A burst takes them all; left alone asyncio would print tracebacks and leave callers waiting."""
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(socket.socket()) for _ in range(5)]
+        with no_descriptor_left():
+            for caller in callers:
+                caller.settimeout(SOON)
+                caller.connect(("127.0.0.1", server.address.port))
+            for caller in callers:
+                with contextlib.suppress(ConnectionResetError):
+                    assert caller.recv(1) == b""
+    assert httpx.get(f"http://{server.address}/health", trust_env=False, verify=False).status_code == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_loops_error_prints_no_traceback(
+    start_server: StartServer, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_server()
+    loop = server._server._loop if server._server is not None else None
+    assert loop is not None
+    told = threading.Event()
+
+    def fail() -> None:
+        for _ in range(50):
+            loop.call_exception_handler({"message": "no descriptors", "exception": OSError(24, "too many")})
+        told.set()
+
+    loop.call_soon_threadsafe(fail)
+    assert told.wait(SOON)
+    assert [record.getMessage() for record in caplog.records] == ["HTTP: no descriptors: [Errno 24] too many"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_websockets_are_not_spoken(server: HttpServer) -> None:

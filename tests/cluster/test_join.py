@@ -340,6 +340,37 @@ def test_a_connection_that_only_waits_is_cut_off(server: JoinServer, monkeypatch
         assert tls.recv(1) == b""
 
 
+def test_a_handshake_that_never_begins_is_cut_off(
+    founder: Identity, admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "HANDSHAKE_S", 0.1)
+    with (
+        JoinServer(founder, admission, 0) as server,
+        socket.create_connection((HOST, server.port), timeout=30) as silent,
+    ):
+        assert silent.recv(1) == b""
+
+
+def test_idle_connections_of_one_device_lock_nobody_out(
+    server: JoinServer, admission: Admission, tmp_path: Path
+) -> None:
+    """Before TLS begins uvicorn does not count them, and each costs the founder a file descriptor."""
+    with contextlib.ExitStack() as stack:
+        greedy = [
+            stack.enter_context(
+                socket.create_connection((HOST, server.port), timeout=30, source_address=("127.0.0.2", 0))
+            )
+            for _ in range(serving.MAX_PER_SOURCE + 50)
+        ]
+        for refused in greedy[serving.MAX_PER_SOURCE :]:
+            with contextlib.suppress(ConnectionResetError):
+                assert refused.recv(1) == b""
+        greedy[0].setblocking(False)
+        with pytest.raises(BlockingIOError):  # it may still begin
+            greedy[0].recv(1)
+        assert join(tmp_path / "pi", str(admission.new_token()), HOST, main_port(server), "pi").name == "pi"
+
+
 def test_the_port_is_freed_and_named_when_taken(founder: Identity, admission: Admission) -> None:
     with (
         JoinServer(founder, admission, 0) as first,
