@@ -32,14 +32,23 @@ from edged.cluster.membership import Membership
 from edged.cluster.neighbours import Neighbours
 from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
-from edged.device.local_device import profile
-from edged.errors import EdgedError
+from edged.device.local_device import measure_speed, profile
+from edged.errors import EdgedError, PlanError
 from edged.frontdoor.service import FrontDoorService
-from edged.node.belonging import coordinator_address, settle
+from edged.node.belonging import coordinator_address, leads, settle
 from edged.node.follow import Follow
 from edged.node.keys import OwnersKeys
+from edged.node.last_model import LastModel
 from edged.node.lead import Lead
-from edged.node.process import StoppedEarly, leave_early, log_to, only_one, stop_signals
+from edged.node.ports import check_ports, http_key
+from edged.node.process import (
+    StoppedEarly,
+    allow_open_files,
+    leave_early,
+    log_to,
+    only_one,
+    stop_signals,
+)
 from edged.node.pulse import Pulse
 from edged.planning.context import CHUNK_ALONE
 from edged.planning.plan import ContextOptions
@@ -50,7 +59,7 @@ from edged.rpc import edged_pb2_grpc
 from edged.rpc.channel import connect
 from edged.rpc.server import peer_device, serve, serve_local
 from edged.serving.head import Head
-from edged.settings import Settings, ensure_api_key
+from edged.settings import Settings
 from edged.store.catalogue import Catalogue
 from edged.store.manifest import Manifest
 from edged.store.probe import try_windows
@@ -65,9 +74,11 @@ Register = Callable[[grpc.Server], None]
 def run_daemon(settings: Settings, say: Say) -> None:
     """Runs until SIGINT or SIGTERM. Raises EdgedError where it cannot start; leaves nothing behind."""
     stop = threading.Event()
+    allow_open_files()
     try:
-        with stop_signals(stop.set), only_one(settings.home), log_to(settings):
+        with stop_signals(stop.set), only_one(settings.home), log_to(settings, say):
             with stop_signals(leave_early):  # it may take half a minute to find and ask the founder
+                check_ports(settings, leads(settings))
                 identity = settle(settings, say)
             with ExitStack() as stack:
                 Daemon(settings, identity, say, stop, stack).start()
@@ -92,7 +103,7 @@ class Daemon:
         self._catalogue = Catalogue(settings.home)
         self._neighbours = Neighbours(self._identity)
         self._transport = GrpcTransport(self._neighbours.open_channel, peer_device)
-        self._speed = native.measure(settings.threads)
+        self._speed = measure_speed(settings.threads, settings.memory)
         self._held: Callable[[], int] = lambda: 0  # bytes of the windows loaded here
         self._call_off: list[Callable[[], None]] = []  # of what may take long, before anything is closed
 
@@ -109,6 +120,8 @@ class Daemon:
             self._open_http(inside)
         if settings.model is not None:
             self._load_meanwhile(inside, settings.model)
+        elif isinstance(inside, Lead) and (last := LastModel(settings.home).read()) in inside.model_ids():
+            self._load_meanwhile(inside, str(last))
         for call_off in self._call_off:
             self._stack.callback(call_off)
 
@@ -119,7 +132,7 @@ class Daemon:
         head = Head(self._vocabulary, lambda: worker.ring)
         worker = self._worker(
             lambda result: head.deliver(result.batch_id, result.logits, result.failure),
-            lambda epoch, error: coordinator.ring_broke(epoch, error.message),
+            lambda epoch, error: coordinator.ring_broke(epoch, error.message, getattr(error, "device", "")),
         )
         membership = Membership(lambda event: inside.member_event(event))  # noqa: PLW0108 - made below
         roster = MembershipRoster(membership)
@@ -132,6 +145,8 @@ class Daemon:
             head=head,
             wish=self._wish,
             last_epoch=lambda: max(worker.latest_epoch, roster.last_epoch()),
+            say=self._say,
+            on_ready=LastModel(settings.home).keep,
         )
         inside = Lead(
             identity=identity,
@@ -146,6 +161,7 @@ class Daemon:
             worker=worker,
             profile=self._profile,
             port=settings.port,
+            say=self._say,
         )
         stack.callback(membership.close)
         stack.callback(worker.close)
@@ -210,6 +226,7 @@ class Daemon:
             surroundings=self._neighbours,
             on_result=on_result,
             on_broken=on_broken,
+            say=self._say,
         )
         self._held = lambda: worker.memory_held
         self._call_off.append(worker.call_off)
@@ -234,7 +251,7 @@ class Daemon:
     def _open_http(self, inside: Lead | Follow) -> None:
         settings = self._settings
         assert settings.http is not None
-        key = settings.api_key if settings.http.is_loopback else ensure_api_key(settings)
+        key = http_key(settings)
         http = HttpServer(inside, inside, settings.http, key)
         http.start()
         self._stack.callback(http.close)
@@ -249,10 +266,10 @@ class Daemon:
 
         def load() -> None:
             try:
-                for step in inside.load(model):
-                    if step.finished:
-                        self._say(f"{step.device} has its layers of {model}")
-                self._say(f"{model} is ready")
+                for _ in inside.load(model):
+                    pass
+            except PlanError:
+                pass  # the coordinator has said so
             except EdgedError as error:
                 self._say(f"{model} could not be loaded: {error.message}")
 

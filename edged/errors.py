@@ -23,7 +23,8 @@ EdgedError
 ├── PlanError                no assignment satisfies the wishes
 ├── RingError
 │   ├── FrameError           a frame that cannot be read
-│   └── RingBrokenError      a link of the ring went away
+│   ├── RingBrokenError      a link of the ring went away
+│   └── MisconductError      a device of the ring sent what no device of a ring sends
 ├── WindowError              the native window refused or failed
 └── RequestError
     ├── ContextOverflowError prompt and answer exceed the context
@@ -137,6 +138,16 @@ class FrameError(RingError):
 
 class RingBrokenError(RingError):
     code = "ring_broken"
+
+
+class MisconductError(RingError):
+    """`device` is the id of the offender, where it is known."""
+
+    code = "misconduct"
+
+    def __init__(self, message: str, device: str = "") -> None:
+        super().__init__(message)
+        self.device = device
 
 
 class WindowError(EdgedError):

@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 from edged.cluster.assignment import Assignment, Endpoint
 from edged.cluster.member_client import MemberClient
+from edged.cluster.shunned import FAILED_S, Shunned
 from edged.cluster.switch import RingMember, switch
 from edged.errors import EdgedError, OverloadedError, PeerLostError, PlanError, RingBrokenError
 from edged.planning.balance import plan_balanced
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 0.5  # after a device came: others often come at the same time
 RETRY_S = 5.0  # after a plan could not be made or carried out
-SHUN_S = 30.0  # how long a device that failed to prepare is left out
 
 Company = frozenset[DeviceProfile]
 State = Literal["idle", "planning", "loading", "ready", "failed"]
@@ -89,7 +89,10 @@ class Coordinator:
         head: Head,
         wish: Callable[[Manifest], ContextOptions],
         last_epoch: Callable[[], int],
+        say: Callable[[str], None] = lambda _: None,
+        on_ready: Callable[[Manifest], None] = lambda _: None,
     ) -> None:
+        """say: told in plain words what happens to the ring. on_ready: told which model runs now."""
         self._profile = profile
         self._port = port
         self._roster = roster
@@ -98,13 +101,17 @@ class Coordinator:
         self._head = head
         self._wish = wish
         self._last_epoch = last_epoch
+        self._say = say
+        self._on_ready = on_ready
         self._turn = threading.Condition()
         self._state = RingState()
         self._due: float | None = None  # monotonic time of the next turn
         self._broken = False
         self._closing = False
         self._clients: tuple[MemberClient, ...] = ()  # of the switch under way
-        self._shunned: dict[str, tuple[float, str]] = {}  # device -> (until, why)
+        self._shunned = Shunned()
+        self._ran: Manifest | None = None  # the model of the last ring that ran
+        self._problems: dict[str, str] = {}  # by model: why it could not be loaded
         self._holders: set[str] = set()  # devices that may hold windows of some epoch
         self._company: Company = frozenset()  # who was there when the ring that runs was planned
         self._watchers: set[SimpleQueue[Progress | None]] = set()
@@ -145,18 +152,23 @@ class Coordinator:
 
     def device_returned(self, device: str) -> None:
         """A device that had failed reports again: it deserves another try."""
-        with self._turn:
-            self._shunned.pop(device, None)
+        self._shunned.pardon(device)
         self._wake(SETTLE_S)
 
-    def ring_broke(self, epoch: int, why: str) -> None:
-        """A link of the ring went away; ignored if it is not the ring that runs."""
+    def ring_broke(self, epoch: int, why: str, offender: str = "") -> None:
+        """A link of the ring went away, because `offender` broke the rules if one is named.
+
+        Ignored if it is not the ring that runs.
+        """
         with self._turn:
             runs = self._state.state in ("loading", "ready")
             if self._closing or self._broken or not runs or epoch != self._state.epoch:
                 return
             log.warning("the ring broke: %s", why)
+            self._say(f"the ring broke: {why}")
             self._broken = True
+            if offender:
+                self._shunned.accuse(offender, why)
             if self._state.state == "ready":
                 self._state = replace(self._state, state="planning", problem=why)
         self._wake(0.0)
@@ -193,6 +205,7 @@ class Coordinator:
 
     def _want(self, manifest: Manifest) -> None:
         with self._turn:
+            self._problems.pop(manifest.id, None)
             wanted = self._state.wanted
             if wanted is not None and wanted.id == manifest.id:
                 if self._state.state == "failed":
@@ -216,10 +229,10 @@ class Coordinator:
         state = self._state
         if self._closing:
             raise EdgedError("the daemon is stopping")
+        if (problem := self._problems.get(manifest.id)) is not None:
+            raise PlanError(problem)
         if state.wanted is None or state.wanted.id != manifest.id:
             raise OverloadedError(f"another model was loaded instead of {manifest.name}")
-        if state.state == "failed":
-            raise PlanError(state.problem)
 
     def _wake(self, delay: float) -> None:
         with self._turn:
@@ -255,11 +268,18 @@ class Coordinator:
             return False
 
     def _fail(self, manifest: Manifest, problem: str) -> None:
-        log.warning("no ring: %s", problem)
+        log.warning("no ring for %s: %s", manifest.name, problem)
+        if self._problems.get(manifest.id) != problem:
+            self._say(f"{manifest.name} cannot run: {problem}")
         self._head.detach()
         self._broken = False
-        self._conclude(manifest, "failed", problem=problem)
-        self._wake(RETRY_S)
+        self._problems[manifest.id] = problem
+        if self._ran is None or self._ran.id == manifest.id:
+            self._conclude(manifest, "failed", problem=problem)
+            self._wake(RETRY_S)
+        else:  # it was merely asked for: back to the model that ran
+            self._conclude(manifest, "planning", wanted=self._ran, problem="")
+            self._wake(0.0)
 
     def _conclude(self, manifest: Manifest, state: State, **changes: object) -> None:
         """How the turn for `manifest` ended, unless somebody wanted another model since: its turn is due."""
@@ -267,6 +287,7 @@ class Coordinator:
             wanted = self._state.wanted
             if wanted is None or wanted.id != manifest.id:
                 state, changes["problem"] = "planning", ""
+                changes.pop("wanted", None)
             self._set(state=state, **changes)
 
     def _take_turn(self, manifest: Manifest) -> None:
@@ -299,9 +320,8 @@ class Coordinator:
         return True
 
     def _present(self) -> dict[str, Peer]:
-        now = time.monotonic()
-        self._shunned = {device: entry for device, entry in self._shunned.items() if entry[0] > now}
-        return {peer.device: peer for peer in self._roster.alive() if peer.device not in self._shunned}
+        shunned = self._shunned.reasons()
+        return {peer.device: peer for peer in self._roster.alive() if peer.device not in shunned}
 
     def _shun_the_silent(self, plan: Plan) -> bool:
         """After a break: whoever does not answer at once is left out until it reports again. Whether any."""
@@ -310,7 +330,7 @@ class Coordinator:
             if device in plan.devices:
                 client = self._dial(peer)
                 if not client.is_alive():
-                    self._shunned[device] = (time.monotonic() + SHUN_S, f"{peer.name} does not answer")
+                    self._shunned.leave_out(device, f"{peer.name} does not answer")
                     found = True
                 client.close()
         return found
@@ -327,7 +347,7 @@ class Coordinator:
                 manifest=manifest,
             ),
         )
-        shunned = tuple(LeftOut(device=device, reason=why) for device, (_, why) in self._shunned.items())
+        shunned = tuple(LeftOut(device=device, reason=why) for device, why in self._shunned.reasons().items())
         return plan.model_copy(update={"left_out": plan.left_out + shunned})
 
     def _is_same_ring(self, plan: Plan) -> bool:
@@ -363,10 +383,15 @@ class Coordinator:
             self._wake(0.0)
             return
         self._head.attach(manifest, plan)
+        self._ran = manifest
+        self._problems.pop(manifest.id, None)
         self._company = _company(peers)
         self._conclude(manifest, "ready", plan=plan)
-        if self._shunned:  # the ring runs without them; they get another chance later
-            self._wake(SHUN_S)
+        names = {plan.head: self._profile().name, **{device: peer.name for device, peer in peers.items()}}
+        self._say(f"{manifest.name} runs: {plan.describe(names)}")
+        self._on_ready(manifest)
+        if self._shunned.reasons():  # the ring runs without them; they get another chance later
+            self._wake(FAILED_S)
 
     def _assignment(self, plan: Plan, manifest: Manifest, peers: dict[str, Peer]) -> Assignment:
         me = self._profile()
@@ -388,13 +413,14 @@ class Coordinator:
         for device, error in failed.items():
             name = peers[device].name if device in peers else "this device"
             log.warning("%s could not take part: %s", name, error.message)
+            self._say(f"{name} could not take part: {error.message}")
         lost = any(isinstance(error, RingBrokenError | PeerLostError) for error in failed.values())
         if lost and self._shun_the_silent(plan):
             return  # whoever failed only could not reach the silent one
         if plan.head in failed:
             raise failed[plan.head]
         for device, error in failed.items():
-            self._shunned[device] = (time.monotonic() + SHUN_S, error.message)
+            self._shunned.leave_out(device, error.message)
 
     def _release_others(self, plan: Plan) -> None:
         """Devices that are not in this ring free their windows of earlier epochs, of failed tries too."""

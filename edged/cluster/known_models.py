@@ -12,7 +12,7 @@ from edged.cluster.membership import Member
 from edged.errors import EdgedError, UnknownModelError
 from edged.rpc import edged_pb2, edged_pb2_grpc
 from edged.rpc.status import unwrap
-from edged.store.catalogue import Catalogue
+from edged.store.catalogue import Catalogue, find_model
 from edged.store.manifest import Manifest
 from edged.store.messages import CatalogueAnswer, CatalogueQuery
 
@@ -28,11 +28,16 @@ class KnownModels:
         self._catalogue = catalogue
         self._dial = dial
         self._lock = threading.Lock()
-        self._elsewhere: dict[str, Manifest] = {}  # by id
+        self._owned: dict[str, frozenset[str]] = {}  # device -> ids of models, as it reported last
+        self._manifests: dict[str, Manifest] = {}  # by id, of what others own
 
     def meet(self, member: Member) -> None:
-        """Ask a member about models that nobody here knows; what it cannot say is left out."""
-        if not set(member.report.models) - {model.id for model in self.all()}:
+        """Take in what a member owns, and ask it about models that are new."""
+        owned = frozenset(member.report.models)
+        with self._lock:
+            self._owned[member.device] = owned
+            unknown = owned - self._manifests.keys()
+        if not unknown:
             return
         channel = self._dial(member)
         try:
@@ -43,25 +48,20 @@ class KnownModels:
         finally:
             channel.close()
         with self._lock:
-            self._elsewhere.update({manifest.id: manifest for manifest in answer})
+            self._manifests.update({manifest.id: manifest for manifest in answer})
 
     def all(self) -> tuple[Manifest, ...]:
-        """Every model known, those of this device first; of one id, once."""
+        """Every model that somebody owns, each once, by name."""
+        known = {model.id: model for model in self._catalogue.models() if self._catalogue.owns(model)}
         with self._lock:
-            known = dict(self._elsewhere)
-        known.update({model.id: model for model in self._catalogue.models()})
-        return tuple(sorted(known.values(), key=lambda model: model.name.casefold()))
+            for model in frozenset().union(*self._owned.values()):
+                if model in self._manifests:
+                    known.setdefault(model, self._manifests[model])
+        return tuple(sorted(known.values(), key=lambda model: (model.name.casefold(), model.id)))
 
     def find(self, name: str) -> Manifest:
-        """As Catalogue.find, over the whole cluster. Raises UnknownModelError."""
-        try:
-            return self._catalogue.find(name)
-        except UnknownModelError:
-            with self._lock:
-                named = [model for model in self._elsewhere.values() if name in (model.name, model.id)]
-            if not named:
-                raise
-            return named[0]
+        """The model of this name, id, or beginning of either. Raises UnknownModelError, which lists them."""
+        return find_model(name, self.all())
 
     def only(self) -> Manifest:
         """The model meant where none is named. Raises UnknownModelError unless there is exactly one."""

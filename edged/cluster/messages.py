@@ -19,6 +19,7 @@ class BrokenRing(Document):
 
     epoch: int = Field(ge=1)
     reason: str = Field(max_length=500)
+    offender: str = Field(default="", max_length=64)  # device id, where one broke the rules
 
 
 class HeartbeatReport(Document):
@@ -29,7 +30,7 @@ class HeartbeatReport(Document):
     version: str = Field(max_length=40)
     port: int = Field(ge=1, le=65535)  # the daemon's gRPC port; its host is where the heartbeat comes from
     profile: DeviceProfile
-    models: tuple[str, ...] = Field(default=(), max_length=10_000)  # Manifest.id of those it holds parts of
+    models: tuple[str, ...] = Field(default=(), max_length=10_000)  # Manifest.id of those it owns
     epoch: int = Field(default=0, ge=0)  # the epoch it serves; 0: none
     broken: BrokenRing | None = None
 

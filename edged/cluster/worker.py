@@ -64,6 +64,7 @@ class Worker:
 
     try_model: raises ModelError for a model that libllama would not survive.
     on_result: where this device is the head, what the engine takes results with.
+    say: told in plain words what this device does.
     on_broken: (epoch, error) once a ring that was joined has lost a link.
     """
 
@@ -79,6 +80,7 @@ class Worker:
         surroundings: Surroundings,
         on_result: Callable[[Result], None],
         on_broken: Callable[[int, EdgedError], None],
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._device = device
         self._name = name
@@ -90,6 +92,7 @@ class Worker:
         self._surroundings = surroundings
         self._on_result = on_result
         self._on_broken = on_broken
+        self._say = say
         self._lock = threading.Lock()  # one preparation, activation or release at a time
         self._asking = threading.Lock()
         self._latest = 0  # the newest epoch asked for; an older preparation gives up
@@ -145,6 +148,9 @@ class Worker:
                 raise RingError(f"{self._name} has not prepared epoch {epoch}")
             stage.connect()
             self._drop_other_layers(stage.plan)
+        if stage.plan.head != self._device and self._manifest is not None:
+            layers = ", ".join(f"{hop.first}-{hop.last - 1}" for hop in self._hops(stage.plan))
+            self._say(f"runs layers {layers} of {self._manifest.name}")
 
     def release(self, epoch: int) -> None:
         """Leaves every ring up to `epoch` and frees its windows."""
@@ -190,11 +196,13 @@ class Worker:
             self._stage = self._join(plan, windows)
             report(Progress(stage="ready", device=self._name, done=len(keys), total=len(keys), finished=True))
 
+    def _hops(self, plan: Plan) -> list[Hop]:
+        return [plan.hops[index] for index in plan.hops_of(self._device)]
+
     def _parts(self, manifest: Manifest, plan: Plan) -> tuple[Part, ...]:
         """What this device needs on its disk for its share of `plan`."""
         wanted: dict[str, Part] = {}
-        for index in plan.hops_of(self._device):
-            hop = plan.hops[index]
+        for hop in self._hops(plan):
             wanted.update({part.name: part for part in manifest.parts_for(hop.first, hop.last)})
         if plan.head == self._device:
             wanted["vocab"] = manifest.by_name["vocab"]
@@ -215,7 +223,7 @@ class Worker:
         if not missing:
             return
         total = sum(part.size for part in missing)
-        log.info("fetching %d parts of %s, %.1f MB", len(missing), manifest.name, total / 1e6)
+        self._say(f"fetching {len(missing)} parts of {manifest.name}, {total / 1e6:.1f} MB")
         fetch_parts(
             missing,
             self._surroundings.sources(assignment.sources),
@@ -250,6 +258,8 @@ class Worker:
 
     def _join(self, plan: Plan, windows: dict[int, Window]) -> Stage | Ring:
         def broken(error: EdgedError) -> None:
+            if plan.head != self._device:
+                self._say(f"the ring broke: {error.message}")
             self._on_broken(plan.epoch, error)
 
         if plan.head == self._device:

@@ -8,6 +8,7 @@ from typing import Protocol
 import grpc
 
 from edged.rpc import edged_pb2, edged_pb2_grpc
+from edged.rpc.limit import Limit
 from edged.rpc.messages import (
     LoadRequest,
     ModelsAnswer,
@@ -22,6 +23,8 @@ from edged.rpc.messages import (
 )
 from edged.rpc.status import guard
 from edged.serving.generation import GenerateRequest, Generation
+
+LASTING = 24  # answers and loads at once: each holds one thread of the server, and short calls need some, too
 
 
 class Interior(Protocol):
@@ -46,25 +49,28 @@ class FrontDoorService(edged_pb2_grpc.FrontDoorServicer):
     def __init__(self, interior: Interior, keys: Keys | None = None) -> None:
         self._interior = interior
         self._keys = keys
+        self._lasting = Limit(LASTING, "requests of other devices and terminals")
 
     @guard
     def Generate(
         self, request: edged_pb2.Document, context: grpc.ServicerContext
     ) -> Iterator[edged_pb2.Document]:
-        generation = self._interior.generate(GenerateRequest.unpack(request.body))
-        if not context.add_callback(generation.cancel):
-            generation.cancel()  # hung up already
-        for event in generation:
-            yield edged_pb2.Document(body=event.pack())
+        with self._lasting.one():
+            generation = self._interior.generate(GenerateRequest.unpack(request.body))
+            if not context.add_callback(generation.cancel):
+                generation.cancel()  # hung up already
+            for event in generation:
+                yield edged_pb2.Document(body=event.pack())
 
     @guard
     def Load(
         self, request: edged_pb2.Document, context: grpc.ServicerContext
     ) -> Iterator[edged_pb2.Document]:
-        for step in self._interior.load(LoadRequest.unpack(request.body).model):
-            if not context.is_active():
-                return
-            yield edged_pb2.Document(body=step.pack())
+        with self._lasting.one():
+            for step in self._interior.load(LoadRequest.unpack(request.body).model):
+                if not context.is_active():
+                    return
+                yield edged_pb2.Document(body=step.pack())
 
     @guard
     def Models(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:

@@ -21,6 +21,8 @@ from edged.serving.head import Head
 from edged.store.catalogue import Catalogue
 from edged.store.manifest import Manifest
 
+_SAID = {"joined": "is here", "left": "has left", "failed": "no longer answers"}  # by kind of event
+
 
 class Lead:
     """What front doors reach on the head: Interior and DaemonView in one."""
@@ -37,6 +39,7 @@ class Lead:
         worker: Worker,
         profile: Callable[[], DeviceProfile],
         port: int,
+        say: Callable[[str], None],
     ) -> None:
         self._identity = identity
         self._catalogue = catalogue
@@ -47,6 +50,7 @@ class Lead:
         self._worker = worker
         self._profile = profile
         self._port = port
+        self._say = say
         self._loading = threading.Lock()  # one request brings the model, the others find it there
         self.http = ""
 
@@ -54,13 +58,18 @@ class Lead:
 
     def generate(self, request: GenerateRequest) -> Generation:
         manifest = self._chosen(request.model)
-        if self._head.model != manifest.id or self._coordinator.state.state == "failed":
+        state = self._coordinator.state
+        there = state.wanted is not None and state.wanted.id == manifest.id == self._head.model
+        if not there or state.state == "failed":
             with self._loading:
                 self._coordinator.ensure(manifest)
         return self._head.generate(request, manifest)
 
     def load(self, model: str) -> Iterator[Progress]:
         return self._coordinator.load(self._models.find(model))
+
+    def model_ids(self) -> set[str]:
+        return {model.id for model in self._models.all()}
 
     def models(self) -> ModelsAnswer:
         loaded = self._head.model
@@ -126,7 +135,10 @@ class Lead:
         plan = self._coordinator.state.plan
         in_ring = plan is not None and event.member.device in plan.devices
         if in_ring and (broken := event.member.report.broken) is not None:
-            self._coordinator.ring_broke(broken.epoch, f"{event.member.report.name}: {broken.reason}")
+            why = f"{event.member.report.name}: {broken.reason}"
+            self._coordinator.ring_broke(broken.epoch, why, broken.offender)
+        if event.kind in _SAID:
+            self._say(f"{event.member.report.name} {_SAID[event.kind]}")
         if event.kind in ("joined", "changed"):
             self._models.meet(event.member)
         if event.kind == "joined":
@@ -135,7 +147,7 @@ class Lead:
             self._coordinator.members_changed()
 
     def _chosen(self, name: str | None) -> Manifest:
-        if name is not None:
-            return self._models.find(name)
         wanted = self._coordinator.state.wanted
-        return wanted if wanted is not None else self._models.only()
+        if wanted is not None and name in (None, wanted.name, wanted.id):
+            return wanted
+        return self._models.find(name) if name is not None else self._models.only()

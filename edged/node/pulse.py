@@ -8,7 +8,7 @@ from collections.abc import Callable
 from edged import __version__
 from edged.cluster.messages import BrokenRing, HeartbeatReport
 from edged.cluster.worker import Worker
-from edged.errors import EdgedError
+from edged.errors import EdgedError, MisconductError
 from edged.planning.profile import DeviceProfile
 from edged.store.catalogue import Catalogue
 
@@ -40,7 +40,11 @@ class Pulse:
         self._news = tell
 
     def ring_broke(self, epoch: int, error: EdgedError) -> None:
-        self._broken = BrokenRing(epoch=epoch, reason=error.message[:MAX_REASON])
+        self._broken = BrokenRing(
+            epoch=epoch,
+            reason=error.message[:MAX_REASON],
+            offender=error.device if isinstance(error, MisconductError) else "",
+        )
         self._news()
 
     def report(self) -> HeartbeatReport:
@@ -53,7 +57,7 @@ class Pulse:
             version=__version__,
             port=self._port,
             profile=self._profile(),
-            models=tuple(model.id for model in self._catalogue.models()),
+            models=tuple(model.id for model in self._catalogue.models() if self._catalogue.owns(model)),
             epoch=self._worker.latest_epoch,
             broken=broken,
         )

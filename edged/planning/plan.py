@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -99,6 +100,7 @@ class Plan(Document):
             raise PlanError(f"hop {hop} has no successor in a ring of {len(self.hops)}")
         return self.hops[hop + 1]
 
-    def describe(self) -> str:
-        """The ring in one line: `nuc[0,4) → pi[4,9) → nuc[9,12)`."""
-        return " → ".join(f"{hop.device}[{hop.first},{hop.last})" for hop in self.hops)
+    def describe(self, names: Mapping[str, str] | None = None) -> str:
+        """The ring in one line: `nuc[0,4) → pi[4,9) → nuc[9,12)`; `names` are used instead of device ids."""
+        names = names or {}
+        return " → ".join(f"{names.get(hop.device, hop.device)}[{hop.first},{hop.last})" for hop in self.hops)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from edged.backend.window import Batch, KvOp, Logits, Tokens, Window
-from edged.errors import BY_CODE, EdgedError, PeerLostError, RingBrokenError, RingError
+from edged.errors import BY_CODE, EdgedError, FrameError, PeerLostError, RingBrokenError, RingError
 from edged.planning.plan import Plan
 from edged.ring.frame import Failure
 from edged.ring.stage import Stage, ring_depth
@@ -116,11 +116,16 @@ class Ring:
 
     def _arrived(self, batch_id: int, logits: Logits | None, failure: Failure | None) -> None:
         with self._lock:
-            if batch_id not in self._in_flight:
+            known = batch_id in self._in_flight
+            if known:
+                self._in_flight.remove(batch_id)
+                del self._order[batch_id]
+                self._enter()
+            elif self._broken is not None:
                 return  # failed already, when the ring broke
-            self._in_flight.remove(batch_id)
-            del self._order[batch_id]
-            self._enter()
+        if not known:
+            self._stage.reject(FrameError(f"batch {batch_id} was never submitted"))
+            return
         if failure is not None and failure.code in (RingBrokenError.code, PeerLostError.code):
             failure = replace(
                 failure, code=RingError.code

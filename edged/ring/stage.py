@@ -18,7 +18,7 @@ from time import perf_counter
 import numpy as np
 
 from edged.backend.window import Batch, Hidden, KvOp, Logits, Tokens, Window
-from edged.errors import EdgedError, FrameError, RingBrokenError, RingError, WindowError
+from edged.errors import EdgedError, FrameError, MisconductError, RingBrokenError, RingError, WindowError
 from edged.planning.plan import Plan
 from edged.ring.codec import FrameFormat, failed
 from edged.ring.frame import Failure, Frame
@@ -160,6 +160,8 @@ class Stage:
         return self._predecessors.get(hop) == sender
 
     def receive(self, frame: Frame, sender: str) -> None:
+        if frame.epoch > self.epoch:
+            raise FrameError(f"{sender} sends frames of an epoch to come")
         if frame.epoch != self.epoch:
             with self._lock:
                 self._dropped += 1
@@ -168,8 +170,14 @@ class Stage:
             raise FrameError(f"{sender} sends more frames than the ring's {self._depth}")
         self._enqueue(frame, None)
 
-    def lost(self, sender: str, error: EdgedError) -> None:  # noqa: ARG002  the error names it
+    def lost(self, sender: str, error: EdgedError) -> None:
+        if isinstance(error, FrameError):
+            error = MisconductError(f"{sender} broke the rules of the ring: {error.message}", sender)
         self._break(error)
+
+    def reject(self, error: FrameError) -> None:
+        """What came to the last hop belongs to no batch that was submitted."""
+        self.lost(self._predecessors.get(self._last_hop, self._device), error)
 
     # ---- within
 

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from edged.errors import DamagedPartError, EdgedError, MissingPartError, StoreError, UnknownModelError
@@ -38,6 +38,7 @@ class Catalogue:
         self._parts = root / "parts"
         self.scratch = root / "scratch"
         with disk_errors(home, 0):
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (self._models, self._parts, self.scratch):
                 directory.mkdir(parents=True, exist_ok=True)
             self.lock = StoreLock(root / "lock")
@@ -66,27 +67,7 @@ class Catalogue:
 
         Raises UnknownModelError, which lists what there is.
         """
-        known = self.models()
-        exact = [model for model in known if name in (model.name, model.id)]
-        if exact:
-            return exact[0]
-        wanted = name.casefold()
-        fitting = [model for model in known if wanted and model.name.casefold().startswith(wanted)]
-        if not fitting and len(name) >= _SHORTEST_ID:
-            fitting = [model for model in known if model.id.startswith(wanted)]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            choices = ", ".join(model.name for model in fitting)
-            raise UnknownModelError(
-                f"several models begin with {name!r}: {choices}; name one of them in full"
-            )
-        if not known:
-            raise UnknownModelError(
-                f"there is no model {name!r}, nor any other; bring one with `edged import` or `edged pull`"
-            )
-        choices = ", ".join(model.name for model in known)
-        raise UnknownModelError(f"there is no model {name!r}; there is: {choices}")
+        return find_model(name, self.models())
 
     def get(self, model_id: str) -> Manifest | None:
         """The model of exactly this id, if it is known here."""
@@ -268,3 +249,25 @@ def _state(path: Path) -> tuple[int, int, int]:
     """What changes when a file does: size, time of change, inode."""
     status = path.stat()
     return (status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def find_model(name: str, known: Sequence[Manifest]) -> Manifest:
+    """As Catalogue.find, among `known`."""
+    exact = [model for model in known if name in (model.name, model.id)]
+    if exact:
+        return exact[0]
+    wanted = name.casefold()
+    fitting = [model for model in known if wanted and model.name.casefold().startswith(wanted)]
+    if not fitting and len(name) >= _SHORTEST_ID:
+        fitting = [model for model in known if model.id.startswith(wanted)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        choices = ", ".join(model.name for model in fitting)
+        raise UnknownModelError(f"several models begin with {name!r}: {choices}; name one of them in full")
+    if not known:
+        raise UnknownModelError(
+            f"there is no model {name!r}, nor any other; bring one with `edged import` or `edged pull`"
+        )
+    choices = ", ".join(model.name for model in known)
+    raise UnknownModelError(f"there is no model {name!r}; there is: {choices}")

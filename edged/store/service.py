@@ -9,11 +9,13 @@ import grpc
 import edged.rpc.edged_pb2 as pb
 from edged.errors import DocumentError, StoreError
 from edged.rpc import edged_pb2_grpc
+from edged.rpc.limit import Limit
 from edged.rpc.status import guard
 from edged.store.catalogue import Catalogue
 from edged.store.messages import CatalogueAnswer, CatalogueQuery, PartAnswer, PartQuery
 
 CHUNK = 2**20  # bytes in one message
+TRANSFERS = 24  # at once: each holds one thread of the server, and heartbeats need some, too
 
 
 class StoreService(edged_pb2_grpc.StoreServicer):
@@ -21,6 +23,7 @@ class StoreService(edged_pb2_grpc.StoreServicer):
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
+        self._transfers = Limit(TRANSFERS, "transfers of layers")
 
     def add_to(self, server: grpc.Server) -> None:
         edged_pb2_grpc.add_StoreServicer_to_server(self, server)
@@ -35,7 +38,7 @@ class StoreService(edged_pb2_grpc.StoreServicer):
     def Fetch(self, request: pb.PartRequest, context: grpc.ServicerContext) -> Iterator[pb.PartChunk]:
         path = self._catalogue.path(request.sha256)
         try:
-            with path.open("rb", buffering=0) as file:
+            with self._transfers.one(), path.open("rb", buffering=0) as file:
                 if request.offset > file.seek(0, 2):
                     raise DocumentError(f"the part {request.sha256[:12]} ends before byte {request.offset}")
                 file.seek(request.offset)

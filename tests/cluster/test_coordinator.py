@@ -406,3 +406,35 @@ def test_free_memory_that_grows_does_not_disturb_a_ring_that_runs(
     home.memory *= 8
     home.settle()
     assert home.head.plans == [plan]
+
+
+def test_after_a_failed_load_the_ring_comes_back_by_itself(household: Callable[..., Household]) -> None:
+    home = household("a")
+    home.coordinator.ensure(manifest())
+    prepare = home.devices["h"].prepare
+
+    def fail_for_huge(assignment: Assignment) -> Iterator[Progress]:
+        if Manifest.unpack(assignment.manifest).name == "huge":
+            raise DiskFullError("no room at home")
+        return prepare(assignment)
+
+    home.devices["h"].prepare = fail_for_huge  # type: ignore[method-assign]
+    with pytest.raises(EdgedError, match="no room at home"):
+        home.coordinator.ensure(manifest("huge"))
+    plan = home.head.wait_for(lambda plan: plan.epoch > 2)
+    assert plan.model == manifest().id
+
+
+def test_a_device_that_keeps_breaking_the_rules_is_left_out(household: Callable[..., Household]) -> None:
+    home = household("a", "b")
+    home.coordinator.ensure(manifest())
+    for _ in range(3):
+        epoch = home.head.plans[-1].epoch
+        home.coordinator.ring_broke(epoch, "a sends garbage", offender="a")
+        home.head.wait_for(lambda plan, epoch=epoch: plan.epoch > epoch)  # type: ignore[misc]
+    plan = home.head.plans[-1]
+    assert plan.devices == ("h", "b")
+    assert [(out.device, out.reason) for out in plan.left_out] == [("a", "a sends garbage")]
+    home.coordinator.device_returned("a")
+    home.coordinator.ensure(manifest())
+    assert home.head.plans[-1].devices == ("h", "b")

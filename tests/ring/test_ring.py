@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edged.backend.window import KvOp
-from edged.errors import FrameError, RingBrokenError, RingError, WindowError
+from edged.errors import FrameError, MisconductError, RingBrokenError, RingError, WindowError
 from edged.planning.plan import Plan
 from edged.ring.codec import FrameFormat
 from edged.ring.frame import EMPTY_BATCH, Frame
@@ -219,14 +219,29 @@ def test_an_operation_that_a_model_cannot_do_is_a_failure(cluster):
     assert all([op.kind for op in window.applied] == ["remove", "copy"] for window in ring.windows)
 
 
-def test_frames_of_another_epoch_are_dropped_and_counted(cluster):
-    ring = cluster(*SHAPES["two"])
+def test_frames_of_an_old_epoch_are_dropped_and_counted(cluster):
+    ring = cluster(*SHAPES["two"], epoch=7)
     stage = ring.others["b"]
-    stage.receive(Frame(99, 1, 5, (KvOp("clear"),), batch_of((0, 0)), np.zeros((1, WIDTH), np.float32)), "a")
+    stage.receive(Frame(6, 1, 5, (KvOp("clear"),), batch_of((0, 0)), np.zeros((1, WIDTH), np.float32)), "a")
     assert ring.run(batch_of((0, 0)), tokens_of(1)).error is None
     assert stage.stats().dropped == 1
     assert ring.windows[1].applied == []
     assert ring.ring.stats().dropped == 0
+
+
+def test_a_frame_of_an_epoch_to_come_is_refused(cluster):
+    stage = cluster(*SHAPES["two"]).others["b"]
+    with pytest.raises(FrameError, match="epoch to come"):
+        stage.receive(Frame(99, 1, 5, (), batch_of((0, 0)), np.zeros((1, WIDTH), np.float32)), "a")
+
+
+def test_a_result_that_nobody_asked_for_breaks_the_ring_and_names_the_offender(cluster):
+    ring = cluster(*SHAPES["two"])
+    last = len(ring.ring.plan.hops) - 1
+    forged = Frame(ring.ring.plan.epoch, last, 12345, (), EMPTY_BATCH, np.zeros((0, WIDTH), np.float32))
+    ring.others["b"]._forward(forged)
+    errors = [ring.broken.get(timeout=WAIT) for _ in range(2)]  # the neighbour only sees that the head left
+    assert [error.device for error in errors if isinstance(error, MisconductError)] == ["b"]
 
 
 def test_a_batch_that_does_not_fit_is_refused_at_the_entry(cluster):
