@@ -86,7 +86,7 @@ class Head:
             self._unload()
 
     def _load(self, manifest: Manifest) -> None:
-        self._tokenizer = Tokenizer(self._vocabulary(manifest))
+        self._tokenizer = Tokenizer(self._vocabulary(manifest), manifest.name)
         self._engine = Engine(model=manifest.name, tokenizer=self._tokenizer, recurrent=manifest.recurrent)
         self._manifest = manifest
 

@@ -14,7 +14,7 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from edged.errors import BrokenModelError, InvalidRequestError, ModelError
-from edged.serving.vocabulary_check import check_vocabulary
+from edged.store.vocabulary_check import check_loaded, check_vocabulary
 
 MAX_TEXT_BYTES = 64 * 2**20
 """Longest text that is tokenized at all; the largest context of today is below 10 MB of text."""
@@ -37,8 +37,10 @@ class Tokenizer:
     Raises BrokenModelError if the file has no usable vocabulary; every method raises ModelError once closed.
     """
 
-    def __init__(self, path: Path) -> None:
-        check_vocabulary(path)
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        """name: what errors call the model (default: the file's name)."""
+        name = name or path.name
+        check_vocabulary(path, name)
         if _LOG.level == logging.NOTSET:
             _LOG.setLevel(logging.CRITICAL)  # libllama's own lines would go to the user's terminal
         llama.llama_backend_init()
@@ -46,31 +48,26 @@ class Tokenizer:
         params.vocab_only = True
         self._model = llama.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise BrokenModelError(f"{path.name}: libllama cannot load this vocabulary")
+            raise BrokenModelError(f"{name}: libllama cannot load this vocabulary")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self._users = 0
         self._idle = threading.Condition()
         self._closed = False
         try:
-            self._read_fixed_facts(path.name)
+            self._read_fixed_facts(name)
         except BaseException:
             self.close()
             raise
 
     def _read_fixed_facts(self, name: str) -> None:
         vocab = self._vocab
-        kind = llama.llama_vocab_type(vocab)
-        if kind == llama.LLAMA_VOCAB_TYPE_NONE:
-            raise BrokenModelError(f"{name} has no vocabulary: import a GGUF of a text model")
-        self._splits_by_regex = kind == llama.LLAMA_VOCAB_TYPE_BPE
+        check_loaded(vocab, name)
+        self._splits_by_regex = llama.llama_vocab_type(vocab) == llama.LLAMA_VOCAB_TYPE_BPE
         self.n_vocab = int(llama.llama_vocab_n_tokens(vocab))
         self.bos = self._known(llama.llama_vocab_bos(vocab))
         self.eos = self._known(llama.llama_vocab_eos(vocab))
         self.end_tokens = frozenset(t for t in range(self.n_vocab) if llama.llama_vocab_is_eog(vocab, t))
         self.adds_bos = bool(llama.llama_vocab_get_add_bos(vocab))
-        adds_eos = bool(llama.llama_vocab_get_add_eos(vocab))
-        if (self.adds_bos and self.bos is None) or (adds_eos and self.eos is None):
-            raise BrokenModelError(f"{name} wants a begin or end token that its vocabulary does not have")
         self.bos_text = "" if self.bos is None else self._text(self.bos)
         self.eos_text = "" if self.eos is None else self._text(self.eos)
         template = llama.llama_model_chat_template(self._model, None)

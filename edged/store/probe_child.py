@@ -19,6 +19,7 @@ from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
 from edged.store.manifest import Manifest
 from edged.store.probe import Trial
+from edged.store.vocabulary_check import check_loaded, check_vocabulary
 
 _SAMPLE = "A home, ein Zuhause, μία οικία, 家。\n".encode()
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR, which the Python package does not name
@@ -62,12 +63,14 @@ def _run_windows(manifest: Manifest, catalogue: Catalogue) -> None:
 
 
 def _try_vocabulary(manifest: Manifest, path: Path) -> None:
+    check_vocabulary(path, manifest.name)
     options = llama.llama_model_default_params()
     options.vocab_only = True
     model = llama.llama_model_load_from_file(str(path).encode(), options)
     if not model:
         raise BrokenModelError(f"{manifest.name} was refused by llama.cpp: its vocabulary cannot be read")
     vocabulary = llama.llama_model_get_vocab(model)
+    check_loaded(vocabulary, manifest.name)
     tokens = (llama.llama_token * (4 * len(_SAMPLE)))()
     count = llama.llama_tokenize(vocabulary, _SAMPLE, len(_SAMPLE), tokens, len(tokens), True, True)
     if not 0 < count <= len(tokens):
@@ -76,6 +79,7 @@ def _try_vocabulary(manifest: Manifest, path: Path) -> None:
 
 
 def _read_file(path: Path) -> Trial:
+    check_vocabulary(path, path.name)
     said: list[str] = []
 
     def keep(level: int, text: bytes, _data: object) -> None:

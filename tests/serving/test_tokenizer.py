@@ -112,6 +112,8 @@ def test_what_would_abort_libllama_is_refused(vocab_path: Path, tmp_path: Path) 
         Tokenizer(with_metadata(vocab_path, tmp_path / "twice.gguf", tokens=tuple(tokens)))
     with pytest.raises(BrokenModelError, match="no token for the byte 0x"):
         Tokenizer(with_metadata(vocab_path, tmp_path / "bytes.gguf", model="llama"))
+    with pytest.raises(BrokenModelError, match=r"^my-model: "):
+        Tokenizer(tmp_path / "bytes.gguf", "my-model")
     with pytest.raises(BrokenModelError, match="no vocabulary"):
         Tokenizer(without(vocab_path, tmp_path / "none.gguf", "tokens"))
     with pytest.raises(BrokenModelError):

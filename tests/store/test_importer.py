@@ -211,6 +211,23 @@ def test_a_model_that_computes_no_numbers(tmp_path: Path) -> None:
     refused(path, tmp_path, BrokenModelError, "are not numbers")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"<0xFF>", b"<0xZZ>", r"odd.*: the vocabulary has no token for the byte 0xFF"),
+        (b"<0xFF>", b"<0xFE>", r"odd.*: the token '<0xFE>' is in the vocabulary twice"),
+    ],
+)
+def test_a_vocabulary_that_could_not_be_used_later(
+    small_file: Path, tmp_path: Path, old: bytes, new: bytes, words: str
+) -> None:
+    path = tmp_path / "odd.gguf"
+    data = small_file.read_bytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
+    refused(path, tmp_path, BrokenModelError, words)
+
+
 def test_other_things_that_are_gguf(tmp_path: Path) -> None:
     for kind, words in (("adapter", "LoRA"), ("mmproj", "image projector")):
         writer = gguf.GGUFWriter(tmp_path / "other.gguf", "llama")
