@@ -177,6 +177,7 @@ class Engine:
         with self._arrived:
             self._closing = True
             self._arrived.notify()
+        self._prompts.close()
         self._thread.join()
 
     def _post(self, what: Callable[[], None]) -> None:

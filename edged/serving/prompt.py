@@ -49,6 +49,10 @@ class PromptBuilder:
             raise InvalidRequestError("the prompt is empty")
         return Prompt(tokens, stop)
 
+    def close(self) -> None:
+        """Ends what the chat template is doing; idempotent."""
+        self._template.close()
+
     def _raw(self, prompt: str | tuple[int, ...]) -> list[int]:
         """A raw prompt's special tokens are understood, as llama.cpp's server does."""
         if isinstance(prompt, str):

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import resource
+import threading
+from pathlib import Path
 
 import pytest
+from jinja2.exceptions import SecurityError
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from edged.errors import InvalidRequestError
-from edged.serving.generation import Message
-from edged.serving.template import ChatTemplate
+from edged.errors import InvalidRequestError, ModelError
+from edged.serving.generation import GenerateRequest, Message
+from edged.serving.prompt import PromptBuilder
+from edged.serving.template import ChatTemplate, template_fault
+from edged.serving.template_sandbox import BoundedEnvironment, render_within
 from edged.serving.tokenizer import Tokenizer
+from tests.serving.vocabularies import with_metadata
 
 CHAT = (
     Message(role="system", content="Be brief."),
@@ -19,7 +26,9 @@ CHAT = (
 
 
 def render(source: str | None, adds_bos: bool = False, chat: tuple[Message, ...] = CHAT) -> str:
-    return ChatTemplate(source, bos_text="<s>", eos_text="</s>", adds_bos=adds_bos).render(chat).text
+    template = ChatTemplate(source, bos_text="<s>", eos_text="</s>", adds_bos=adds_bos)
+    with contextlib.closing(template):
+        return template.render(chat).text
 
 
 def test_bundled_models_template(tokenizer: Tokenizer) -> None:
@@ -30,11 +39,13 @@ def test_bundled_models_template(tokenizer: Tokenizer) -> None:
         eos_text=tokenizer.eos_text,
         adds_bos=tokenizer.adds_bos,
     )
-    text = template.render(CHAT[1:2]).text
+    with contextlib.closing(template):
+        text = template.render(CHAT[1:2]).text
+        whole = template.render(CHAT).text
     reference = Jinja2ChatFormatter(tokenizer.chat_template, tokenizer.eos_text, tokenizer.bos_text)
     assert text == reference(messages=[CHAT[1].model_dump()]).prompt
     assert text.endswith("<|im_start|>assistant\n") and "{{ 7 * 7 }}" in text
-    assert template.render(CHAT).text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert whole.startswith("<|im_start|>system\nBe brief.<|im_end|>")
 
 
 LIKE_REAL_ONES = [
@@ -81,18 +92,27 @@ def test_refusal_of_the_template_itself() -> None:
     [
         ("{% for %}", "Expected an expression"),
         ("{{ absent.name }}", "'absent' is undefined"),
-        ("{{ 1 / 0 }}", "division by zero"),
-        ("{{ messages[0].content + none }}", "concatenate"),
-        ("{% include 'x' %}", "template"),
+        ("x\n{{ 1 / 0 }}", "line 2: it divides by zero"),
+        ("{{ messages[0].content + none }}", "line 1: it combines values that do not go together"),
+        ("{% include '/etc/passwd' %}", "includes another file"),
+        ("{% import '/etc/passwd' as x %}", "includes another file"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "nested too deeply"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+        ("{{ (1).bit_length() }}", "may not use 'bit_length' of a number"),
+        ("{{ 'a'.encode() }}", "may not use 'encode' of a text"),
+        ("{{ strftime_now('%9999999Y') }}", "the date"),
     ],
 )
 def test_broken_templates(source: str, fault: str) -> None:
     with pytest.raises(InvalidRequestError, match=fault) as raised:
         render(source)
-    assert "\n" not in raised.value.message
+    message = raised.value.message
+    assert "\n" not in message
+    assert not any(word in message for word in ("Error", "recursion", "passwd", "NoneType", "object", "str "))
 
 
 GROW = "{% set n = namespace(x='ab') %}{% for i in range(90) %}"
+SHARED = "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 LONG = "{% set a = 'a' * 100000 %}"
 
 
@@ -129,6 +149,24 @@ LONG = "{% set a = 'a' * 100000 %}"
         LONG + "{{ a.join(a) }}",
         "{{ messages | tojson(indent=10000000000) }}",
         "{{ lipsum(n=1000000) }}",
+        "{{ (1).to_bytes(3*10**9,'big')|length }}",
+        "{{ ('a'.encode()*(3*10**9))|length }}",
+        "{% for i in range(30000) %}{% set x = ('a'.encode()*(10**8)) %}{% endfor %}",
+        "{{ '{:{w}}'.format(1, w='10000000000') }}",
+        "{{ ('%(a)9999d' * 99999) % {'a': 1} }}",
+        "{% set y %}{% for i in range(99999) %}" + "c" * 50_000 + "{% endfor %}{% endset %}",
+        "{% set n = namespace(x=[]) %}{% set t = 'a' * 1000000 %}"
+        "{% for i in range(99999) %}{% set n.x = n.x + [t[1:]] %}{% endfor %}",
+        "{{ ('a ' * 500000).split() | length }}",
+        "{{ 1.5 | round(10 ** 12) }}",
+        "{% block b %}{{ self.b() }}{{ self.b() }}{% endblock %}",
+        "{{ strftime_now('%99999999Y') }}",
+        SHARED + "{{ n.x }}",
+        SHARED + "{{ n.x | tojson }}",
+        SHARED + "{{ n.x | string }}",
+        SHARED + "{{ '' ~ n.x }}",
+        SHARED + "{{ '{}'.format(n.x) }}",
+        SHARED + "{{ '%s' % n.x }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
         "{{ messages[0].update(role='x') }}",
@@ -142,6 +180,54 @@ def test_hostile_templates_are_stopped(source: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 200_000  # KiB
 
 
+ENDLESS = {  # one instruction each, which nothing within the process can stop
+    "comparing": SHARED + "{% set a = n.x %}" + SHARED + "{{ a == n.x }}",
+    "hashing": SHARED.replace("[1]", "(1,)").replace("[n.x, n.x]", "(n.x, n.x)") + "{{ {n.x: 1} }}",
+}
+
+
+@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
+def test_what_no_sandbox_can_stop_ends_with_its_process(source: str) -> None:
+    template = ChatTemplate(source + "{% if 0 %}{% endif %}", bos_text="", eos_text="", adds_bos=False)
+    with contextlib.closing(template):
+        for _ in range(2):  # there is another process for the next request
+            with pytest.raises(InvalidRequestError, match="more than 3 seconds or too much memory"):
+                template.render(CHAT)
+
+
+def test_closing_ends_a_rendering() -> None:
+    template = ChatTemplate(ENDLESS["comparing"], bos_text="", eos_text="", adds_bos=False)
+    raised: list[Exception] = []
+
+    def render_it() -> None:
+        try:
+            template.render(CHAT)
+        except (ModelError, InvalidRequestError) as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=render_it)
+    thread.start()
+    template.close()
+    thread.join()
+    assert [type(error) for error in raised] == [ModelError]
+    with pytest.raises(ModelError, match="unloaded"):
+        template.render(CHAT)
+
+
+def test_work_is_charged_before_it_is_done() -> None:
+    """The limits of the process need not step in for what the sandbox knows."""
+    environment = BoundedEnvironment()
+    for source in ("{{ ('a' * 10 ** 12) | length }}", "{{ (1).to_bytes(9, 'big') }}", SHARED + "{{ n.x }}"):
+        with pytest.raises(SecurityError):
+            render_within(1000, environment.from_string(source))
+
+
+def test_a_template_that_can_never_be_rendered() -> None:
+    assert template_fault("{{ bos_token }}") is None
+    fault = template_fault("a\n{% fox %}")
+    assert fault is not None and "line 2: Encountered unknown tag 'fox'" in fault
+
+
 def test_the_insides_of_python_are_out_of_reach() -> None:
     assert render("{{ raise_exception.__globals__ }}{{ strftime_now.__func__ }}") == ""
 
@@ -151,3 +237,16 @@ def test_long_conversations_are_no_attack() -> None:
     gather = "{% for m in messages %}{% set n.x = n.x + m.content %}{% endfor %}"
     text = render("{% set n = namespace(x='') %}" + gather + "{{ n.x }}", chat=chat)
     assert len(text) == 100 * 10_000
+
+
+def test_raw_prompts_do_without_the_template(vocab_path: Path, tmp_path: Path) -> None:
+    path = with_metadata(vocab_path, tmp_path / "odd.gguf", prefix="tokenizer.", chat_template="{% fox %}")
+    tokenizer = Tokenizer(path)
+    prompts = PromptBuilder(tokenizer)
+    try:
+        assert prompts.build(GenerateRequest(prompt="Hi")).tokens
+        with pytest.raises(InvalidRequestError, match="unknown tag 'fox'"):
+            prompts.build(GenerateRequest(messages=CHAT))
+    finally:
+        prompts.close()
+        tokenizer.close()

@@ -7,11 +7,11 @@ from pathlib import Path
 from edged.store.gguf_file import Pair, Value, make_pair, read_gguf, write_header
 
 
-def with_metadata(source: Path, target: Path, **changes: Value) -> Path:
-    """A copy of `source` whose keys `tokenizer.ggml.<name>` have new values of the old types."""
+def with_metadata(source: Path, target: Path, prefix: str = "tokenizer.ggml.", **changes: Value) -> Path:
+    """A copy of `source` whose keys `<prefix><name>` have new values of the old types."""
     pairs = dict(read_gguf(source).pairs)
     for name, value in changes.items():
-        key = f"tokenizer.ggml.{name}"
+        key = f"{prefix}{name}"
         old = pairs[key]
         pairs[key] = make_pair(key, value, old.value_type, old.element_type)
     return _write(target, list(pairs.values()))
