@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edged.cli.options import current_settings, home_option
 from edged.cli.terminal import say
+
+if TYPE_CHECKING:
+    from edged.store.catalogue import Catalogue
+    from edged.store.manifest import Manifest
 
 
 @click.command("import", short_help="Take a GGUF file into the store.")
@@ -35,6 +40,20 @@ def import_file(home: Path, file: Path, name: str | None = None, replace: bool =
         def report(done: int, total: int) -> None:
             view.show(Progress(stage=f"importing {file.name}", done=done, total=total, unit="bytes"))
 
-        imported = import_model(file, Catalogue(home), name, replace, report).name
-    say(f"imported {imported}")
-    return imported
+        catalogue = Catalogue(home)
+        imported = import_model(file, catalogue, name, replace, report)
+    say(f"imported {imported.name}")
+    warn_of_template(catalogue, imported)
+    return imported.name
+
+
+def warn_of_template(catalogue: Catalogue, manifest: Manifest) -> None:
+    """A model whose chat template cannot be used is still good for raw prompts, so it is only said."""
+    from edged.serving.template import template_fault
+    from edged.store.gguf_file import read_gguf
+
+    pair = read_gguf(catalogue.path(manifest.vocabulary.sha256)).pairs.get("tokenizer.chat_template")
+    source = None if pair is None else pair.value()
+    fault = template_fault(source) if isinstance(source, str) else None
+    if fault is not None:
+        say(f"warning: {manifest.name} cannot chat, but completes raw prompts: {fault}")

@@ -16,6 +16,7 @@ from edged.errors import UnknownModelError
 from edged.store.catalogue import Catalogue
 from tests.cli.conftest import Outcome
 from tests.cli.door import Door, make_plan
+from tests.models.random_models import write_random_model
 
 Edged = Callable[..., Outcome]
 
@@ -38,6 +39,19 @@ def test_a_model_comes_and_goes(edged: Edged, home: Path) -> None:
     assert removed.err.startswith("removed small; ")
     assert Catalogue(home).models() == ()
     assert edged("rm", "small").code == 1
+
+
+def test_a_model_whose_chat_template_is_broken(edged: Edged, home: Path, tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "odd.gguf")
+    path.write_bytes(path.read_bytes().replace(b"{% for m in", b"{% fox m in"))
+    imported = edged("import", str(path))
+    assert imported.code == 0
+    assert [model.name for model in Catalogue(home).models()] == ["odd"]
+    warning = imported.err.splitlines()[-1]
+    assert warning.startswith(
+        "warning: odd cannot chat, but completes raw prompts: the model's chat template"
+    )
+    assert "line 1: Encountered unknown tag 'fox'" in warning
 
 
 @pytest.mark.model
