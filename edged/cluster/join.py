@@ -20,6 +20,7 @@ from edged.cluster.identity import Identity
 from edged.cluster.token import Token, parse
 from edged.documents import Document
 from edged.errors import JoinRefusedError, PeerLostError
+from edged.rpc.status import MAX_VERSION
 
 PORT_OFFSET = 1  # joining is served on the port after the daemon's own
 VERSION_HEADER = "edged-protocol"
@@ -123,9 +124,10 @@ def _check_version(answer: httpx.Response, url: httpx.URL) -> None:
     if not theirs:
         raise JoinRefusedError(f"{_place(url)} is no edged founder: give its --port, not another service's")
     if theirs != str(PROTOCOL_VERSION):
-        release = _one_line(answer.headers.get(RELEASE_HEADER, "unknown"))
+        release = answer.headers.get(RELEASE_HEADER, "unknown")[:MAX_VERSION]
+        shown = _one_line(f"edged {release} (protocol {theirs[:MAX_VERSION]})")
         raise JoinRefusedError(
-            f"the founder runs edged {release} (protocol {_one_line(theirs)}), this device {__version__} "
+            f"the founder runs {shown}, this device {__version__} "
             f"(protocol {PROTOCOL_VERSION}): install the same version on both"
         )
 

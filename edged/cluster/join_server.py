@@ -33,6 +33,7 @@ from edged.errors import EdgedError, JoinRefusedError
 from edged.rpc.bounded_listener import BoundedListener
 from edged.rpc.listening import listen
 from edged.rpc.quiet_loop import QuietErrors
+from edged.rpc.status import MAX_VERSION, one_line
 
 log = logging.getLogger(__name__)
 
@@ -158,9 +159,7 @@ def _check_version(request: Request) -> None:
     theirs = request.headers.get(VERSION_HEADER, "")
     if theirs != str(PROTOCOL_VERSION):
         release = request.headers.get(RELEASE_HEADER, "of unknown version")
-        shown = "".join(
-            char for char in f"{release[:40]} (protocol {theirs[:20] or 'none'})" if char.isprintable()
-        )
+        shown = one_line(f"{release[:MAX_VERSION]} (protocol {theirs[:MAX_VERSION] or 'none'})")
         raise JoinRefusedError(
             f"the founder runs edged {__version__} (protocol {PROTOCOL_VERSION}), this device edged {shown}: "
             "install the same version on both"

@@ -30,6 +30,7 @@ CODE_KEY = "edged-code"
 VERSION_KEY = "edged-protocol"
 RELEASE_KEY = "edged-version"
 VERSION_METADATA = ((VERSION_KEY, str(PROTOCOL_VERSION)), (RELEASE_KEY, __version__))
+MAX_VERSION = 40  # characters of a stranger's version that are shown
 MAX_DETAILS = 2000  # characters; metadata is limited to 8 KiB as a whole
 
 _STATUS: dict[type[EdgedError], grpc.StatusCode] = {

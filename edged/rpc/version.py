@@ -9,7 +9,7 @@ import grpc
 
 from edged import PROTOCOL_VERSION, __version__
 from edged.errors import VersionMismatchError
-from edged.rpc.status import RELEASE_KEY, VERSION_KEY, VERSION_METADATA, abort, one_line
+from edged.rpc.status import MAX_VERSION, RELEASE_KEY, VERSION_KEY, VERSION_METADATA, abort, one_line
 
 
 class NameVersion(
@@ -46,7 +46,9 @@ class CheckVersion(grpc.ServerInterceptor):
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        metadata = {str(key): one_line(str(value)) for key, value in details.invocation_metadata}
+        metadata = {
+            str(key): one_line(str(value))[:MAX_VERSION] for key, value in details.invocation_metadata
+        }
         theirs = metadata.get(VERSION_KEY)
         if handler is None or theirs == str(PROTOCOL_VERSION):
             return handler

@@ -162,6 +162,24 @@ def test_another_version_is_refused_by_the_joiner(
         join(tmp_path / "pi", str(admission.new_token()), HOST, main_port(server), "pi")
 
 
+def test_an_endless_version_is_not_repeated(
+    server: JoinServer, admission: Admission, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by the founder nor by the joiner."""
+    endless = "9" * 2000
+    token = str(admission.new_token())
+    for side in (joining, serving):
+        with monkeypatch.context() as patch, pytest.raises(JoinRefusedError, match="same version") as caught:
+            foreign = {serving.VERSION_HEADER: endless, serving.RELEASE_HEADER: endless}
+            if side is joining:
+                patch.setattr(joining, "HEADERS", foreign)
+            else:
+                patch.setattr(serving, "LAST_WORD", serving.LAST_WORD | foreign)
+            join(tmp_path / "pi", token, HOST, main_port(server), "pi")
+        assert "99999" in caught.value.message
+        assert len(caught.value.message) < 300
+
+
 def test_nobody_there(tmp_path: Path, admission: Admission) -> None:
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]

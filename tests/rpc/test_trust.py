@@ -197,6 +197,16 @@ def test_another_version_is_refused_with_both_named(
         channel.close()
 
 
+def test_an_endless_version_is_not_repeated(
+    server: Server, founder: Identity, member: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = (("edged-protocol", "9" * 1000), ("edged-version", "8" * 1000))
+    monkeypatch.setattr(version, "VERSION_METADATA", endless)
+    with pytest.raises(VersionMismatchError, match=r"edged 888.*protocol 999") as caught:
+        call(member, founder.device, server.port)
+    assert len(caught.value.message) < 300
+
+
 def test_a_caller_that_names_no_version_is_refused(
     server: Server, founder: Identity, member: Identity
 ) -> None:
