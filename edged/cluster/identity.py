@@ -5,6 +5,10 @@ name              what people call the device
 device.key        its private key
 certificates.pem  its certificate, then the authority's: one file, so that belonging to a cluster is one step
 ca.key            the authority's private key, on the founder only
+ca.key.new        the same while a cluster is being founded: without certificates.pem it stands for nothing
+
+Beside them lie, on the founder, `tokens` and `admitted`, and on the others `coordinator`: they are written
+later, so they tell a home that lost its certificates from a new one.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from edged.cluster import authority
 from edged.errors import ClusterError, SettingsError, UntrustedPeerError
 from edged.private_file import private_directory, write_private
 
+FOUNDERS_OWN = ("ca.key", "tokens", "admitted")
+MEMBERS_OWN = ("coordinator",)
 MAX_NAME = 63  # characters; as long as a DNS label
 
 
@@ -82,12 +88,14 @@ class Identity:
 def load(home: Path) -> Identity | None:
     """The identity kept in `home`; None if its device belongs to no cluster yet.
 
-    Raises ClusterError, naming the file, if one is damaged or does not match the others.
+    Raises ClusterError, naming the file, if one is damaged or missing or does not match the others.
     """
     chain_file = _folder(home) / "certificates.pem"
     try:
         chain_pem = chain_file.read_bytes()
     except FileNotFoundError:
+        if any((_folder(home) / name).exists() for name in (*FOUNDERS_OWN, *MEMBERS_OWN)):
+            raise _damaged(chain_file, "it is missing, and this device belonged to a cluster") from None
         return None
     except OSError as error:
         raise ClusterError(f"cannot read {chain_file}: {error.strerror}") from None
@@ -111,6 +119,8 @@ def load(home: Path) -> Identity | None:
     if certificate.public_key() != key.public_key():
         raise _damaged(chain_file, "it does not belong to device.key")
     ca_key_file = _folder(home) / "ca.key"
+    if authority.founder_of(ca) == device and not ca_key_file.exists():
+        _finish_founding(home)
     ca_key = _read_key(ca_key_file) if ca_key_file.exists() else None
     if ca_key is not None and ca_key.public_key() != ca.public_key():
         raise _damaged(ca_key_file, "it does not belong to the authority in certificates.pem")
@@ -126,7 +136,7 @@ def found_cluster(home: Path, name: str) -> Identity:
     device, key = _device(home, name)
     ca_key, ca = authority.new_authority(device)
     certificate = authority.issue(ca_key, ca, device, key.public_key())
-    write_private(_folder(home) / "ca.key", authority.key_pem(ca_key))
+    write_private(_new_ca_key(home), authority.key_pem(ca_key))
     return _belong(home, certificate, ca)
 
 
@@ -156,7 +166,7 @@ def adopt(home: Path, certificate_pem: bytes, ca_pem: bytes) -> Identity:
     key = _read_key(_folder(home) / "device.key")
     if authority.device_of(certificate) != _read_id(home) or certificate.public_key() != key.public_key():
         raise UntrustedPeerError("the founder answered with another device's certificate")
-    (_folder(home) / "ca.key").unlink(missing_ok=True)  # left by a founding that was cut short
+    _new_ca_key(home).unlink(missing_ok=True)  # left by a founding that was cut short
     return _belong(home, certificate, ca)
 
 
@@ -175,6 +185,21 @@ def checked_name(name: str) -> str:
 
 def _folder(home: Path) -> Path:
     return home / "identity"
+
+
+def _new_ca_key(home: Path) -> Path:
+    return _folder(home) / "ca.key.new"
+
+
+def _finish_founding(home: Path) -> None:
+    """The last step of founding a cluster, also of one that was cut short. Raises ClusterError."""
+    ca_key_file = _folder(home) / "ca.key"
+    try:
+        _new_ca_key(home).replace(ca_key_file)
+    except FileNotFoundError:
+        raise _damaged(ca_key_file, "it is missing, and this device founded the cluster", True) from None
+    except OSError as error:
+        raise ClusterError(f"cannot write {ca_key_file}: {error.strerror}") from None
 
 
 def _refuse_member(home: Path) -> None:
@@ -242,8 +267,12 @@ def _read_key(path: Path) -> authority.Key:
     return key
 
 
-def _damaged(path: Path, why: str) -> ClusterError:
-    return ClusterError(
-        f"{path} is damaged: {why}. Restore it from a backup, "
-        f"or remove {path.parent} and join again with a token"
-    )
+def _damaged(path: Path, why: str, founder: bool = False) -> ClusterError:
+    """`founder`: known to be one, whatever files are left."""
+    if founder or any((path.parent / name).exists() for name in FOUNDERS_OWN):
+        otherwise = (
+            f"or give the cluster up: remove {path.parent}, start anew, and let every device join again"
+        )
+    else:
+        otherwise = f"or remove {path.parent} and join again with a token"
+    return ClusterError(f"{path} is damaged: {why}. Restore it from a backup, {otherwise}")

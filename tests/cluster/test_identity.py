@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from edged.cluster import authority
+from edged.cluster import authority, identity
 from edged.cluster.identity import (
     Identity,
     adopt,
@@ -123,6 +123,79 @@ def test_a_missing_file_is_named(founder: Identity, file: str) -> None:
     (founder.home / "identity" / file).unlink()
     with pytest.raises(ClusterError, match=rf"identity/{file} is damaged: it is missing"):
         load(founder.home)
+
+
+@pytest.mark.parametrize("left", ["ca.key", "tokens", "admitted"])
+def test_a_founder_that_lost_its_certificates_founds_no_other_cluster(founder: Identity, left: str) -> None:
+    folder = founder.home / "identity"
+    (folder / "certificates.pem").unlink()
+    if left != "ca.key":
+        (folder / "ca.key").rename(folder / left)
+    kept = (folder / left).read_bytes()
+    for again in (
+        load,
+        lambda home: found_cluster(home, "nas"),
+        lambda home: request_certificate(home, "nas"),
+    ):
+        with pytest.raises(
+            ClusterError, match=r"certificates.pem is damaged: .* give the cluster up: remove"
+        ):
+            again(founder.home)
+    assert (folder / left).read_bytes() == kept
+
+
+def test_a_member_that_lost_its_certificates_founds_no_cluster(member: Identity) -> None:
+    folder = member.home / "identity"
+    (folder / "coordinator").write_text("192.168.1.5:7411")
+    (folder / "certificates.pem").unlink()
+    with pytest.raises(ClusterError, match=r"certificates.pem is damaged: .* join again with a token"):
+        found_cluster(member.home, "laptop")
+
+
+def test_a_founder_that_lost_the_authoritys_key_is_no_follower(founder: Identity) -> None:
+    (founder.home / "identity" / "ca.key").unlink()
+    with pytest.raises(
+        ClusterError, match=r"ca.key is damaged: it is missing, .* give the cluster up: remove"
+    ):
+        load(founder.home)
+
+
+def test_advice_about_damage_keeps_a_cluster_from_being_lost(founder: Identity, member: Identity) -> None:
+    for device, advice in ((founder, "or give the cluster up"), (member, "join again with a token")):
+        device.key_file.write_bytes(b"")
+        with pytest.raises(ClusterError, match=f"Restore it from a backup, .*{advice}"):
+            load(device.home)
+
+
+@pytest.mark.parametrize("step", ["ca.key.new", "certificates.pem"])
+def test_a_founding_cut_short_is_finished(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    founder: Identity,
+    make_member: Callable[..., Identity],
+    step: str,
+) -> None:
+    """Cut short right after `step` was written: the next start founds one all the same, or joins."""
+    write = identity.write_private
+
+    def cut(path: Path, body: bytes) -> None:
+        write(path, body)
+        if path.name == step:
+            raise KeyboardInterrupt
+
+    for name in ("nas", "pi"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(identity, "write_private", cut)
+            found_cluster(tmp_path / name, name)
+    own = load(tmp_path / "nas") or found_cluster(tmp_path / "nas", "nas")
+    assert own.is_founder
+    again = load(tmp_path / "nas")
+    assert again is not None
+    assert again.is_founder
+    assert again.fingerprint == own.fingerprint
+    if step == "ca.key.new":
+        assert not make_member("pi").is_founder
+        assert not (tmp_path / "pi" / "identity" / "ca.key.new").exists()
 
 
 def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
