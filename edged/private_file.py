@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import tempfile
 from pathlib import Path
@@ -26,6 +27,23 @@ def private_directory(path: Path) -> Path:
             path.chmod(0o700)
     except OSError as error:
         raise SettingsError(f"cannot use the directory {path}: {error.strerror}") from None
+    return path
+
+
+def home_directory(path: Path) -> Path:
+    """Makes the home directory `path`, for this user only; the rights of one that exists stay as they are.
+
+    Raises SettingsError where others could exchange what is in it, or it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise SettingsError(f"cannot use the directory {path}: {error.strerror}") from None
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise SettingsError(
+            f"others can write to {path}: run `chmod go-w {shlex.quote(str(path))}`, or choose another --home"
+        )
     return path
 
 

@@ -57,7 +57,7 @@ class DemoDevice:
             environ["EDGED_JOIN"] = token  # not an argument: those are public
         if peer is not None:
             environ["EDGED_PEER"] = peer
-        self.home.mkdir(exist_ok=True)
+        self.home.mkdir(mode=0o700, exist_ok=True)
         flags = {
             "--home": self.home,
             "--name": self.name,

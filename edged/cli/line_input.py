@@ -26,7 +26,7 @@ def _edited_lines(history: Path) -> Callable[[], str | None]:
     from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-    history.parent.mkdir(parents=True, exist_ok=True)
+    history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     history.touch(mode=0o600)  # what people ask is nobody else's business
     keys = KeyBindings()
 

@@ -16,6 +16,12 @@ from edged.settings import Settings
 FIND_S = 20.0  # a daemon that starts at the same time announces itself within a few seconds
 
 
+def leads(settings: Settings) -> bool:
+    """Whether `settle` will make or find a founder, if it succeeds. Raises ClusterError."""
+    own = identity.load(settings.home)
+    return settings.join is None if own is None else own.is_founder
+
+
 def settle(settings: Settings, say: Callable[[str], None]) -> Identity:
     """The identity to run with. Raises ClusterError, JoinRefusedError, PeerLostError, SettingsError."""
     own = identity.load(settings.home)
@@ -30,7 +36,7 @@ def settle(settings: Settings, say: Callable[[str], None]) -> Identity:
         elif own.fingerprint != token.fingerprint:
             raise ClusterError(
                 f"this device belongs to the cluster {own.cluster}, and the token is for "
-                f"{authority.short(token.fingerprint)}; to change clusters use another --home"
+                f"{authority.short(token.fingerprint)}; {_how_to_change(own)}"
             )
         else:
             say(f"already in the cluster {own.cluster}; the token was not needed")
@@ -38,6 +44,22 @@ def settle(settings: Settings, say: Callable[[str], None]) -> Identity:
         identity.rename(settings.home, settings.name)
         own = identity.load(settings.home) or own
     return own
+
+
+def _how_to_change(own: Identity) -> str:
+    folder = own.home / "identity"
+    if not own.is_founder:
+        return (
+            f"to change clusters remove {folder} (it then leaves its cluster for good), or use another --home"
+        )
+    if not (folder / "admitted").exists():
+        return (
+            f"no other device has joined its own cluster, so remove {folder} and start it again with --join"
+        )
+    return (
+        f"other devices have joined its own cluster and would be left without a founder; use another --home, "
+        f"or give that cluster up: remove {folder} and start this device again with --join"
+    )
 
 
 def coordinator_address(settings: Settings) -> AddressBook:

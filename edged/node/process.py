@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
+import os
+import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from edged.errors import AlreadyRunningError
-from edged.private_file import private_directory
+from edged.private_file import home_directory, private_directory
 from edged.settings import Settings
 
 LOG_BYTES = 2 * 2**20  # of each of two files
+OPEN_FILES = 65536  # a limit of the system's may be without end, which not every system lets us ask for
 
 
 class StoppedEarly(BaseException):
@@ -40,7 +46,10 @@ def stop_signals(then: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def only_one(home: Path) -> Iterator[None]:
-    """Holds the lock of the home directory. Raises AlreadyRunningError if another daemon does."""
+    """Holds the lock of the home directory. Raises AlreadyRunningError if another daemon does,
+    SettingsError if others may write to that directory.
+    """
+    home_directory(home)
     folder = home / "run"
     private_directory(folder)
     with (folder / "lock").open("w") as file:
@@ -53,18 +62,55 @@ def only_one(home: Path) -> Iterator[None]:
         yield
 
 
+def allow_open_files() -> None:
+    """As many descriptors as the system grants: every link, part of a model and connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as error:
+        logging.getLogger(__name__).warning("only %d files may be open at once: %s", soft, error)
+
+
+class _LogFile(RotatingFileHandler):
+    """0600, and quiet where it cannot write: the daemon goes on, and its terminal is told once."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1, delay=True)
+        self._say = say
+        self._failing = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's name
+        if self._failing:
+            return
+        self._failing = True
+        error = sys.exc_info()[1]
+        why = error.strerror if isinstance(error, OSError) else None
+        self._say(f"the log cannot be written to {self.baseFilename}: {why or error}; going on without it")
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)  # one that an earlier version made
+        return os.fdopen(descriptor, "a", encoding="utf-8", errors="replace")
+
+
 @contextmanager
-def log_to(settings: Settings) -> Iterator[None]:
-    """The log goes to HOME/daemon.log; the terminal gets only what a person wants to know."""
-    handler = RotatingFileHandler(settings.home / "daemon.log", maxBytes=LOG_BYTES, backupCount=1, delay=True)
+def log_to(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
+    """The log goes to HOME/daemon.log; the terminal gets only what a person wants to know.
+
+    Where the log cannot be written, `say` hears so once.
+    """
+    handler = _LogFile(settings.home / "daemon.log", say)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("edged")
-    logger.addHandler(handler)
-    logger.setLevel(settings.log_level.upper())
-    logger.propagate = False
+    # At the root, or what libraries have to say (asyncio, zeroconf) would land on the terminal.
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("edged").setLevel(settings.log_level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would note every request of a joining device
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        handler.close()
+        logging.getLogger().removeHandler(handler)
+        with contextlib.suppress(OSError):  # what it could not write before, it cannot write now
+            handler.close()

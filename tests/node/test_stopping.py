@@ -32,7 +32,8 @@ def test_a_daemon_that_looks_for_its_founder_stops_at_once(
     monkeypatch.setattr("edged.daemon.settle", search)
     said: list[str] = []
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
-    run_daemon(read_settings({"EDGED_HOME": str(tmp_path)}), said.append)
+    environment = {"EDGED_HOME": str(tmp_path), "EDGED_HTTP": "off", "EDGED_PORT": str(free_port())}
+    run_daemon(read_settings(environment), said.append)
     assert said == ["stopped"]
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
