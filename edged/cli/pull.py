@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edged.cli.import_model import warn_of_template
 from edged.cli.options import current_settings, home_option
 from edged.cli.terminal import say
 
@@ -29,5 +30,6 @@ def command(name: str, replace: bool) -> None:
         def report(stage: str, done: int, total: int) -> None:
             view.show(Progress(stage=stage, done=done, total=total, unit="bytes"))
 
-        pulled = pull_model(name, catalogue, report, replace).name
-    say(f"pulled {pulled}")
+        pulled = pull_model(name, catalogue, report, replace)
+    say(f"pulled {pulled.name}")
+    warn_of_template(catalogue, pulled)
