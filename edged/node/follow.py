@@ -71,7 +71,7 @@ class Follow:
         return ModelsAnswer(models=tuple(summary(m, self._catalogue, "") for m in self._catalogue.models()))
 
     def status(self) -> StatusAnswer:
-        view = self._view
+        view = self._view if not self._trouble else None  # what was true before is no news
         return StatusAnswer(
             device=self._identity.device,
             name=self._identity.name,
@@ -79,7 +79,7 @@ class Follow:
             cluster=self._identity.cluster,
             coordinator=self._identity.founder,
             http=self.http,
-            state=view.state if view is not None and not self._trouble else "failed",
+            state=view.state if view is not None else "failed",
             problem=self._trouble or (view.problem if view is not None else ""),
             model=view.model if view is not None else "",
             plan=view.plan if view is not None else None,

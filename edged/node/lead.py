@@ -90,7 +90,7 @@ class Lead:
             state=state.state,
             problem=state.problem,
             model=state.wanted.name if state.wanted is not None else "",
-            plan=state.plan,
+            plan=state.plan if state.state != "failed" else None,
             members=self.members(),
             active_requests=engine.active,
             waiting_requests=engine.waiting,

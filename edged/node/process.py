@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -18,6 +19,8 @@ from pathlib import Path
 from edged.errors import AlreadyRunningError
 from edged.private_file import home_directory, private_directory
 from edged.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LOG_BYTES = 2 * 2**20  # of each of two files
 OPEN_FILES = 65536  # a limit of the system's may be without end, which not every system lets us ask for
@@ -71,7 +74,7 @@ def allow_open_files() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError) as error:
-        logging.getLogger(__name__).warning("only %d files may be open at once: %s", soft, error)
+        log.warning("only %d files may be open at once: %s", soft, error)
 
 
 class _LogFile(RotatingFileHandler):
@@ -96,6 +99,13 @@ class _LogFile(RotatingFileHandler):
         return os.fdopen(descriptor, "a", encoding="utf-8", errors="replace")
 
 
+def _log_fault(fault: threading.ExceptHookArgs) -> None:
+    """What ends a thread is a fault of ours: its traceback is for the log, not for the terminal."""
+    name = fault.thread.name if fault.thread is not None else "a thread"
+    exc_info = (fault.exc_type, fault.exc_value or fault.exc_type(), fault.exc_traceback)
+    log.error("%s ended by a fault in edged itself", name, exc_info=exc_info)
+
+
 @contextmanager
 def log_to(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
     """The log goes to HOME/daemon.log; the terminal gets only what a person wants to know.
@@ -107,10 +117,12 @@ def log_to(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
     # At the root, or what libraries have to say (asyncio, zeroconf) would land on the terminal.
     logging.getLogger().addHandler(handler)
     logging.getLogger("edged").setLevel(settings.log_level.upper())
+    hook, threading.excepthook = threading.excepthook, _log_fault
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would note every request of a joining device
     try:
         yield
     finally:
+        threading.excepthook = hook
         logging.getLogger().removeHandler(handler)
         with contextlib.suppress(OSError):  # what it could not write before, it cannot write now
             handler.close()
