@@ -91,10 +91,14 @@ class Discovery:
 
     def _run(self) -> None:
         while True:
-            now = interfaces()
-            if now != self._on or self._zeroconf is None:
-                self._shut()
-                self._open(now)
+            try:
+                now = interfaces()
+            except OSError as error:  # no file descriptor is free just now: what is open may stay so
+                log.warning("cannot look at the network's interfaces: %s", error)
+            else:
+                if now != self._on or self._zeroconf is None:
+                    self._shut()
+                    self._open(now)
             if self._closing.wait(LOOK_AGAIN_S):
                 self._shut()
                 return

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 import pytest
 from zeroconf import ServiceInfo
 
+from edged.cluster import discovery
 from edged.cluster.discovery import (
     SERVICE,
     Announcement,
@@ -223,6 +224,24 @@ def test_without_any_interface_it_is_said_and_nothing_breaks() -> None:
         assert "PeerLostError" in outcome.stderr
     finally:
         nothing.close()
+
+
+def test_interfaces_that_cannot_be_read_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a flood of connections holds every file descriptor: discovery goes on afterwards."""
+    again = threading.Event()
+    tries: list[int] = []
+
+    def read() -> Interfaces:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise OSError(24, "Too many open files")
+        again.set()
+        return interfaces()
+
+    monkeypatch.setattr(discovery, "LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(discovery, "interfaces", read)
+    with Discovery(None, lambda _: None):
+        assert again.wait(10)
 
 
 def test_closing_at_once_is_clean() -> None:

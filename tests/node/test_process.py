@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_libraries_speak_to_the_log_and_not_to_the_terminal(
     with log_to(settings(home), print):
         logging.getLogger("asyncio").error("a fault in a loop")
     assert "a fault in a loop" in (home / "daemon.log").read_text()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_fault_that_ends_a_thread_is_in_the_log(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    home.mkdir()
+    with log_to(settings(home), print):
+        thread = threading.Thread(target=lambda: {}["nothing"], name="edged-some-part")
+        thread.start()
+        thread.join()
+    logged = (home / "daemon.log").read_text()
+    assert "edged-some-part ended" in logged
+    assert "KeyError" in logged
     assert capfd.readouterr().err == ""
 
 
