@@ -43,6 +43,7 @@ from edged.node.lead import Lead
 from edged.node.ports import check_ports, http_key
 from edged.node.process import (
     StoppedEarly,
+    StopRequest,
     allow_open_files,
     leave_early,
     log_to,
@@ -73,7 +74,7 @@ Register = Callable[[grpc.Server], None]
 
 def run_daemon(settings: Settings, say: Say) -> None:
     """Runs until SIGINT or SIGTERM. Raises EdgedError where it cannot start; leaves nothing behind."""
-    stop = threading.Event()
+    stop = StopRequest()
     allow_open_files()
     try:
         with stop_signals(stop.set), only_one(settings.home), log_to(settings, say):
@@ -93,7 +94,7 @@ class Daemon:
     """One device's parts. `stack` closes them, the last started first."""
 
     def __init__(
-        self, settings: Settings, identity: Identity, say: Say, stop: threading.Event, stack: ExitStack
+        self, settings: Settings, identity: Identity, say: Say, stop: StopRequest, stack: ExitStack
     ) -> None:
         self._settings = settings
         self._say = say

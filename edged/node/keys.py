@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import threading
 
 from edged.cluster.admission import Admission
 from edged.cluster.token import LIFETIME_S
 from edged.errors import ClusterError
+from edged.node.process import StopRequest
 from edged.rpc.messages import StopAnswer, TokenAnswer
 
 
 class OwnersKeys:
     """`admission` is None on a device that did not found the cluster."""
 
-    def __init__(self, admission: Admission | None, stop: threading.Event) -> None:
+    def __init__(self, admission: Admission | None, stop: StopRequest) -> None:
         self._admission = admission
         self._stop = stop
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from queue import SimpleQueue
 
 from edged.errors import AlreadyRunningError
 from edged.private_file import home_directory, private_directory
@@ -24,6 +25,21 @@ log = logging.getLogger(__name__)
 
 LOG_BYTES = 2 * 2**20  # of each of two files
 OPEN_FILES = 65536  # a limit of the system's may be without end, which not every system lets us ask for
+
+
+class StopRequest:
+    """The wish that the daemon ends. `set` is safe in a signal's handler, which threading.Event's is not: the
+    handler may run while the same thread holds the event's lock in `wait`, and would wait for itself."""
+
+    def __init__(self) -> None:
+        self._wishes: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        self._wishes.put(None)
+
+    def wait(self) -> None:
+        """Until the first wish; in one thread only."""
+        self._wishes.get()
 
 
 class StoppedEarly(BaseException):

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import resource
+import signal
 import stat
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from edged.errors import SettingsError
-from edged.node.process import allow_open_files, log_to, only_one
+from edged.node.process import StopRequest, allow_open_files, log_to, only_one, stop_signals
 from edged.settings import Settings, read_settings
 
 LOG = logging.getLogger("edged.test")
@@ -125,3 +126,14 @@ def test_the_limit_of_open_files_is_raised() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > lower
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_signal_that_comes_while_the_wait_begins_ends_it() -> None:
+    """A threading.Event would be a trap: its `set` waits for the lock that the interrupted `wait` holds."""
+    for delay in range(200):
+        stop = StopRequest()
+        with stop_signals(stop.set):
+            timer = threading.Timer(delay * 1e-5, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.start()
+            stop.wait()
+            timer.join()
