@@ -4,7 +4,6 @@
 #include <ggml-backend.h>
 #include <ggml-cpp.h>
 #include <ggml.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -19,22 +18,13 @@ namespace edged {
 namespace {
 
 constexpr ggml_type kWeightType =
-    GGML_TYPE_Q4_0;                          // the commonest 4-bit layout, repacked by ggml where it can
-constexpr int64_t kColumns = 2048;           // as wide as a small model's state
-constexpr int64_t kMatrixRows = 2048;        // rows of weights in the matrix-matrix product
-constexpr int64_t kBatch = 128;              // tokens in the matrix-matrix product
-constexpr int64_t kLeastWeights = 48 << 20;  // bytes, so that no cache holds them
-constexpr int64_t kMostWeights = 256 << 20;
+    GGML_TYPE_Q4_0;                         // the commonest 4-bit layout, repacked by ggml where it can
+constexpr int64_t kColumns = 2048;          // as wide as a small model's state
+constexpr int64_t kRows = 2048;             // of one block of weights
+constexpr int64_t kBatch = 128;             // tokens in the matrix-matrix product
+constexpr int64_t kMostWeights = 64 << 20;  // bytes; more than most caches hold, and quickly made
 
 using Clock = std::chrono::steady_clock;
-
-int64_t cache_bytes() {
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    return std::max<int64_t>(0, ::sysconf(_SC_LEVEL3_CACHE_SIZE));
-#else
-    return 0;
-#endif
-}
 
 // The buffer type that llama.cpp would put such weights into: repacked where the CPU has kernels for it.
 ggml_backend_buffer_type_t weights_buffer_type(ggml_backend_dev_t cpu, ggml_tensor* product,
@@ -52,30 +42,41 @@ ggml_backend_buffer_type_t weights_buffer_type(ggml_backend_dev_t cpu, ggml_tens
     return ggml_backend_dev_buffer_type(cpu);
 }
 
-// One product W x with W of `rows` x kColumns weights and `batch` columns in x, ready to be run.
-class Product {
+// Products W x of `blocks` matrices W, each of kRows x kColumns weights, with one x of `batch` columns.
+// Weights are in blocks, as a model's are: a repacking buffer takes a tensor only as a whole, and so the copy
+// that it is filled from need be no larger than one block.
+class Products {
   public:
-    Product(ggml_backend_t backend, int64_t rows, int64_t batch) : backend_(backend) {
-        const ggml_init_params params{ggml_tensor_overhead() * 8 + ggml_graph_overhead(), nullptr, true};
+    Products(ggml_backend_t backend, int64_t blocks, int64_t batch) : backend_(backend) {
+        const auto tensors = static_cast<size_t>(blocks);
+        const ggml_init_params params{ggml_tensor_overhead() * (tensors + 2) + graph_overhead(tensors),
+                                      nullptr, true};
         weight_context_.reset(ggml_init(params));
         graph_context_.reset(ggml_init(params));
         if (!weight_context_ || !graph_context_) throw WindowFailure("no memory to measure with");
-        weights_ = ggml_new_tensor_2d(weight_context_.get(), kWeightType, kColumns, rows);
         ggml_tensor* input = ggml_new_tensor_2d(graph_context_.get(), GGML_TYPE_F32, kColumns, batch);
-        ggml_tensor* product = ggml_mul_mat(graph_context_.get(), weights_, input);
-        graph_ = ggml_new_graph(graph_context_.get());
-        ggml_build_forward_expand(graph_, product);
+        graph_ = ggml_new_graph_custom(graph_context_.get(), nodes(tensors), false);
+        ggml_tensor* product = nullptr;
+        for (int64_t i = 0; i < blocks; ++i) {
+            weights_.push_back(ggml_new_tensor_2d(weight_context_.get(), kWeightType, kColumns, kRows));
+            product = ggml_mul_mat(graph_context_.get(), weights_.back(), input);
+            ggml_build_forward_expand(graph_, product);
+        }
 
         ggml_backend_dev_t device = ggml_backend_get_device(backend);
         weight_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(
-            weight_context_.get(), weights_buffer_type(device, product, weights_)));
+            weight_context_.get(), weights_buffer_type(device, product, weights_.back())));
         graph_buffer_.reset(ggml_backend_alloc_ctx_tensors(graph_context_.get(), backend));
         if (!weight_buffer_ || !graph_buffer_) throw WindowFailure("no memory to measure with");
         fill(input);
     }
 
-    int64_t weight_bytes() const { return static_cast<int64_t>(ggml_nbytes(weights_)); }
-    int64_t weight_count() const { return ggml_nelements(weights_); }
+    int64_t weight_bytes() const { return static_cast<int64_t>(weights_.size()) * block_bytes(); }
+    int64_t weight_count() const { return static_cast<int64_t>(weights_.size()) * kRows * kColumns; }
+
+    static int64_t block_bytes() {
+        return kRows * static_cast<int64_t>(ggml_row_size(kWeightType, kColumns));
+    }
 
     // The least time of one run, in seconds, over about `budget`.
     double best_time(std::chrono::duration<double> budget) {
@@ -91,6 +92,9 @@ class Product {
     }
 
   private:
+    static size_t nodes(size_t blocks) { return 2 * blocks + 2; }
+    static size_t graph_overhead(size_t blocks) { return ggml_graph_overhead_custom(nodes(blocks), false); }
+
     void run() {
         if (ggml_backend_graph_compute(backend_, graph_) != GGML_STATUS_SUCCESS) {
             throw WindowFailure("ggml could not run a matrix product");
@@ -102,12 +106,14 @@ class Product {
         std::vector<float> row(kColumns);
         for (int64_t i = 0; i < kColumns; ++i) row[i] = static_cast<float>((i * 37) % 101 - 50) / 50.0F;
         const size_t row_bytes = ggml_row_size(kWeightType, kColumns);
-        std::vector<char> packed(row_bytes);
-        ggml_quantize_chunk(kWeightType, row.data(), packed.data(), 0, 1, kColumns, nullptr);
-        std::vector<char> all(ggml_nbytes(weights_));
-        for (size_t at = 0; at < all.size(); at += row_bytes)
-            std::copy(packed.begin(), packed.end(), all.begin() + at);
-        ggml_backend_tensor_set(weights_, all.data(), 0, all.size());
+        std::vector<char> block(kRows * row_bytes);
+        ggml_quantize_chunk(kWeightType, row.data(), block.data(), 0, 1, kColumns, nullptr);
+        for (size_t at = row_bytes; at < block.size(); at += row_bytes) {
+            std::copy_n(block.begin(), row_bytes, block.begin() + at);
+        }
+        for (ggml_tensor* weights : weights_) {
+            ggml_backend_tensor_set(weights, block.data(), 0, block.size());
+        }
         for (int64_t i = 0; i < input->ne[1]; ++i) {
             ggml_backend_tensor_set(input, row.data(), i * input->nb[1], kColumns * sizeof(float));
         }
@@ -118,13 +124,13 @@ class Product {
     ggml_context_ptr graph_context_;
     ggml_backend_buffer_ptr weight_buffer_;
     ggml_backend_buffer_ptr graph_buffer_;
-    ggml_tensor* weights_ = nullptr;
+    std::vector<ggml_tensor*> weights_;
     ggml_cgraph* graph_ = nullptr;
 };
 
 }  // namespace
 
-Speed measure(int64_t n_threads, int64_t milliseconds) {
+Speed measure(int64_t n_threads, int64_t milliseconds, int64_t memory) {
     if (n_threads < 1 || n_threads > GGML_MAX_N_THREADS) {
         throw WindowFailure("cannot measure with " + std::to_string(n_threads) + " threads");
     }
@@ -137,14 +143,13 @@ Speed measure(int64_t n_threads, int64_t milliseconds) {
     if (set_threads != nullptr) set_threads(backend.get(), static_cast<int>(n_threads));
 
     const std::chrono::duration<double> half(static_cast<double>(milliseconds) / 2000.0);
-    const int64_t bytes = std::clamp<int64_t>(cache_bytes() * 3 / 2, kLeastWeights, kMostWeights);
+    const int64_t blocks = std::max<int64_t>(1, std::min(memory, kMostWeights) / Products::block_bytes());
     Speed speed;
     {
-        const int64_t rows = bytes / static_cast<int64_t>(ggml_row_size(kWeightType, kColumns)) / 64 * 64;
-        Product vector(backend.get(), rows, 1);
+        Products vector(backend.get(), blocks, 1);
         speed.bandwidth = static_cast<double>(vector.weight_bytes()) / vector.best_time(half);
     }
-    Product matrix(backend.get(), kMatrixRows, kBatch);
+    Products matrix(backend.get(), 1, kBatch);
     speed.flops = 2.0 * static_cast<double>(matrix.weight_count() * kBatch) / matrix.best_time(half);
     return speed;
 }

@@ -10,7 +10,8 @@ struct Speed {
     double flops = 0;      // multiply-adds x 2 per second, matrix times matrix
 };
 
-// Takes about `milliseconds` after a set-up of about as long; throws WindowFailure if ggml refuses.
-Speed measure(int64_t n_threads, int64_t milliseconds);
+// Takes about `milliseconds` and a short set-up, and up to `memory` bytes of weights, but some at least;
+// throws WindowFailure if ggml refuses.
+Speed measure(int64_t n_threads, int64_t milliseconds, int64_t memory);
 
 }  // namespace edged

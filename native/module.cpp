@@ -181,10 +181,10 @@ NB_MODULE(_native, m) {
         "What ggml can compute on: (name, description, kind, free bytes, total bytes).");
     m.def(
         "measure",
-        [](int64_t n_threads, int64_t milliseconds) {
-            const edged::Speed speed = edged::measure(n_threads, milliseconds);
+        [](int64_t n_threads, int64_t milliseconds, int64_t memory) {
+            const edged::Speed speed = edged::measure(n_threads, milliseconds, memory);
             return std::make_pair(speed.bandwidth, speed.flops);
         },
-        "n_threads"_a, "milliseconds"_a, unlocked,
+        "n_threads"_a, "milliseconds"_a, "memory"_a, unlocked,
         "(bytes of weights per second of a matrix-vector product, flops of a matrix-matrix product).");
 }

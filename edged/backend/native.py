@@ -37,9 +37,11 @@ class GgmlDevice:
     memory_total: int
 
 
-def measure(n_threads: int, milliseconds: int = 300) -> Speed:
-    """Takes well under a second on an idle machine. Raises WindowError."""
-    bandwidth, flops = _native.measure(n_threads, milliseconds)
+def measure(n_threads: int, milliseconds: int = 200, memory: int = 64 * 2**20) -> Speed:
+    """Takes little longer than `milliseconds`, and little more than `memory` bytes (a few MB at least, 64 MiB
+    at most). Raises WindowError.
+    """
+    bandwidth, flops = _native.measure(n_threads, milliseconds, memory)
     _pass_on_log()
     return Speed(bandwidth, flops)
 
