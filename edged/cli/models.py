@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edged.cli.options import current_settings, home_option
+from edged.cli.terminal import say
 from edged.errors import NotRunningError
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 @home_option
 def command(as_json: bool) -> None:
     """List the models that are known here, and how much of each this device holds."""
-    found = _models(current_settings())
+    settings = current_settings()
+    found = _models(settings)
+    for line in _damaged(settings):
+        say(line)
     if as_json:
         click.echo(json.dumps([model.model_dump(mode="json") for model in found], indent=2))
         return
@@ -80,3 +84,9 @@ def _models(settings: Settings) -> tuple[ModelSummary, ...]:
         )
         for manifest in catalogue.models()
     )
+
+
+def _damaged(settings: Settings) -> tuple[str, ...]:
+    from edged.store.catalogue import Catalogue
+
+    return Catalogue(settings.home).damaged() if (settings.home / "store").is_dir() else ()

@@ -61,7 +61,10 @@ class KnownModels:
 
     def find(self, name: str) -> Manifest:
         """The model of this name, id, or beginning of either. Raises UnknownModelError, which lists them."""
-        return find_model(name, self.all())
+        try:
+            return find_model(name, self.all())
+        except UnknownModelError as error:
+            raise UnknownModelError("; ".join((error.message, *self._catalogue.damaged()))) from None
 
     def only(self) -> Manifest:
         """The model meant where none is named. Raises UnknownModelError unless there is exactly one."""
@@ -69,7 +72,8 @@ class KnownModels:
         if len(models) == 1:
             return models[0]
         if not models:
-            raise UnknownModelError("there is no model yet; bring one with `edged import` or `edged pull`")
+            none = "there is no model yet; bring one with `edged import` or `edged pull`"
+            raise UnknownModelError("; ".join((none, *self._catalogue.damaged())))
         raise UnknownModelError(f"name a model: {', '.join(model.name for model in models)}")
 
     def _ask(self, channel: grpc.Channel, name: str) -> tuple[Manifest, ...]:

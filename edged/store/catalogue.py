@@ -43,7 +43,8 @@ class Catalogue:
                 directory.mkdir(parents=True, exist_ok=True)
             self.lock = StoreLock(root / "lock")
         self._verified: dict[str, tuple[int, int, int]] = {}  # by SHA-256, as `_state` was
-        self._read: dict[Path, tuple[int, Manifest]] = {}
+        self._read: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
+        self._complained: set[Path] = set()
         with disk_errors(home, 0), self.lock:
             clean_scratch(self.scratch)
             drop_partial_files(self.scratch, but=self._known_parts())
@@ -52,22 +53,25 @@ class Catalogue:
 
     def models(self) -> tuple[Manifest, ...]:
         """Every model known here, by name."""
-        found = []
-        for path in self._models.glob("*.manifest"):
-            try:
-                found.append(self._manifest(path))
-            except FileNotFoundError:  # removed by another process a moment ago
-                continue
-            except (EdgedError, OSError) as error:
-                log.warning("ignoring the unreadable manifest %s: %s", path, error)
-        return tuple(sorted(found, key=lambda manifest: (manifest.name.casefold(), manifest.id)))
+        return tuple(sorted(self._look()[0], key=lambda manifest: (manifest.name.casefold(), manifest.id)))
+
+    def damaged(self) -> tuple[str, ...]:
+        """One line for each manifest that cannot be read: which file, and what to do."""
+        return tuple(
+            f"the model file {path} is damaged: import the model again under the name it had, "
+            "or delete the file"
+            for path in sorted(self._look()[1])
+        )
 
     def find(self, name: str) -> Manifest:
         """The model of this name, or of a name or id that begins so, if only one does.
 
         Raises UnknownModelError, which lists what there is.
         """
-        return find_model(name, self.models())
+        try:
+            return find_model(name, self.models())
+        except UnknownModelError as error:
+            raise UnknownModelError("; ".join((error.message, *self.damaged()))) from None
 
     def get(self, model_id: str) -> Manifest | None:
         """The model of exactly this id, if it is known here."""
@@ -92,7 +96,8 @@ class Catalogue:
     def add(self, manifest: Manifest, replace: bool = False, own: bool = False) -> None:
         """Make a model known, for good where it is this device's `own`.
 
-        Raises StoreError if another has its name, unless it may be replaced.
+        What is on the disk already is not written again: there may be no room. Raises StoreError if another
+        has its name, unless it may be replaced.
         """
         with self.lock:
             for other in self.models():
@@ -103,13 +108,14 @@ class Catalogue:
                             f"`edged rm {manifest.name}` or import under another name"
                         )
                     self._forget(other, keep={part.sha256 for part in manifest.parts})
-            target = self._manifest_path(manifest)
-            body = manifest.pack()
-            with disk_errors(self._models, len(body)), PartFile(self.scratch) as file:
-                file.write(body)
-                file.finish()
-                file.move_to(target)
-                if own:
+            if self.get(manifest.id) is None:
+                body = manifest.pack()
+                with disk_errors(self._models, len(body)), PartFile(self.scratch) as file:
+                    file.write(body)
+                    file.finish()
+                    file.move_to(self._manifest_path(manifest))
+            if own and not self.owns(manifest):
+                with disk_errors(self._models, 0):
                     self._owned_path(manifest).touch()
 
     def remove(self, name: str) -> int:
@@ -171,11 +177,11 @@ class Catalogue:
             return PartFile(self.scratch)
 
     def adopt(self, file: PartFile) -> str:
-        """Take a finished scratch file into the store; its SHA-256. One that is here already is kept."""
+        """Take a finished scratch file into the store; its SHA-256. One known to be sound is kept."""
         sha256 = file.finish()
         with self.lock:
             target = self._part_path(sha256)
-            if not self.has(sha256):
+            if not self.has(sha256) or self._verified.get(sha256) != _state(target):
                 file.move_to(target)
                 self._verified[sha256] = _state(target)
         return sha256
@@ -205,6 +211,22 @@ class Catalogue:
 
     # ---- inside; the lock is held where something is removed
 
+    def _look(self) -> tuple[list[Manifest], list[Path]]:
+        """Every model known here, and the manifests that cannot be read; each of these is logged once."""
+        found: list[Manifest] = []
+        damaged: list[Path] = []
+        for path in self._models.glob("*.manifest"):
+            try:
+                found.append(self._manifest(path))
+            except FileNotFoundError:  # removed by another process a moment ago
+                continue
+            except (EdgedError, OSError) as error:
+                damaged.append(path)
+                if path not in self._complained:
+                    log.warning("ignoring the unreadable manifest %s: %s", path, error)
+        self._complained = set(damaged)
+        return found, damaged
+
     def _forget(self, manifest: Manifest, keep: Collection[str] = ()) -> int:
         self._manifest_path(manifest).unlink(missing_ok=True)
         self._owned_path(manifest).unlink(missing_ok=True)
@@ -225,7 +247,7 @@ class Catalogue:
         return {part.sha256 for model in self.models() for part in model.parts}
 
     def _manifest(self, path: Path) -> Manifest:
-        changed = path.stat().st_mtime_ns
+        changed = _state(path)
         known = self._read.get(path)
         if known is not None and known[0] == changed:
             return known[1]

@@ -67,6 +67,14 @@ def test_a_loaded_model_is_not_removed(
     assert len(Catalogue(home).models()) == 1
 
 
+def test_a_damaged_model_is_named(edged: Edged, home: Path) -> None:
+    Catalogue(home)
+    file = home / "store" / "models" / f"{'1' * 64}.manifest"
+    file.write_bytes(b"half")
+    assert f"{file} is damaged: import the model again" in edged("models").err
+    assert json.loads(edged("models", "--json").out) == []
+
+
 def test_no_models(edged: Edged, home: Path) -> None:
     outcome = edged("models")
     assert (outcome.code, outcome.out) == (0, "")

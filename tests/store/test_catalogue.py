@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from edged.errors import MissingPartError, StoreError, UnknownModelError
+from edged.cluster.known_models import KnownModels
+from edged.errors import DiskFullError, MissingPartError, StoreError, UnknownModelError
 from edged.store.catalogue import Catalogue
+from edged.store.importer import import_model
 from edged.store.manifest import Manifest
 
 
@@ -147,3 +150,50 @@ def test_incomplete_manifests_are_refused(small: tuple[Catalogue, Manifest]) -> 
         renamed(manifest, "x", boundaries=(2, 1))
     with pytest.raises(ValidationError, match="ascending"):
         renamed(manifest, "x", boundaries=(5,))
+
+
+def test_what_is_there_is_not_written_again(
+    small: tuple[Catalogue, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk must not keep a model from being loaded that is all there."""
+    catalogue, manifest = small
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edged.store.catalogue.PartFile", full)
+    catalogue.add(manifest)
+    catalogue.add(manifest, own=True)
+    with pytest.raises(DiskFullError):
+        catalogue.add(renamed(manifest, "other"))
+
+
+def test_a_damaged_manifest_is_named_and_importing_repairs_it(
+    small: tuple[Catalogue, Manifest], small_file: Path, untried: None
+) -> None:
+    catalogue, manifest = small
+    path = catalogue.home / "store" / "models" / f"{manifest.id}.manifest"
+    assert catalogue.damaged() == ()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UnknownModelError, match=rf"{path} is damaged: import the model again"):
+        catalogue.find("small")
+    with pytest.raises(UnknownModelError, match="is damaged: import the model again"):
+        KnownModels(catalogue, None).only()  # type: ignore[arg-type]
+    with pytest.raises(UnknownModelError, match="is damaged: import the model again"):
+        KnownModels(catalogue, None).find("small")  # type: ignore[arg-type]
+    import_model(small_file, catalogue)
+    assert catalogue.damaged() == ()
+    assert catalogue.find("small") == manifest
+
+
+def test_importing_again_replaces_damaged_parts(
+    small: tuple[Catalogue, Manifest], small_file: Path, untried: None
+) -> None:
+    catalogue, manifest = small
+    damaged, gone = manifest.layer(1), manifest.layer(2)
+    path = catalogue.path(damaged.sha256)
+    path.write_bytes(bytes(damaged.size))
+    catalogue.path(gone.sha256).unlink()
+    import_model(small_file, catalogue)
+    assert catalogue.verify(damaged) == path
+    assert not catalogue.missing(manifest.parts)
