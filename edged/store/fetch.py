@@ -25,6 +25,7 @@ __all__ = ["GrpcSource", "PartSource", "fetch_parts"]
 AT_A_TIME = 3  # parts; enough to fill a link whose ends also hash and write
 MOST_DAMAGED = 4  # wrong arrivals of one part before it is given up
 MOST_TRANSFERS = 64  # begun for one part, each of which brought something and broke off
+_ADVICE = "bring the model again with `edged import FILE`, or `edged pull` if it was pulled"
 _LOOK_S = 0.2  # how often a caller's wish to stop is looked for while nothing arrives
 _WAIT_FOR_OTHER_S = 0.5  # between looks at a part that another process is fetching
 
@@ -224,6 +225,8 @@ class _Fetch:
 
     def _missing(self, part: Part) -> MissingPartError:
         if not self._sources:
-            return MissingPartError(f"the part {part.name} is missing and there is no other device to ask")
+            return MissingPartError(
+                f"the part {part.name} is missing and there is no other device to ask; {_ADVICE}"
+            )
         reasons = "; ".join(self._trouble.values()) or "none of the devices asked has it"
-        return MissingPartError(f"the part {part.name} cannot be fetched: {reasons}")
+        return MissingPartError(f"the part {part.name} cannot be fetched: {reasons}; {_ADVICE}")

@@ -217,7 +217,9 @@ def test_nobody_left_is_an_error_with_the_reasons(
         fetch_parts([manifest.layer(0)], [Dying("b", theirs)], empty)
     with pytest.raises(MissingPartError, match="a no longer answers"):
         fetch_parts([manifest.layer(0)], [Dead("a", theirs)], empty)
-    with pytest.raises(MissingPartError, match="no other device"):
+    with pytest.raises(
+        MissingPartError, match="no other device to ask; bring the model again with `edged import FILE`"
+    ):
         fetch_parts([manifest.layer(0)], [], empty)
     with pytest.raises(MissingPartError, match="none of the devices"):
         fetch_parts([manifest.layer(0)], [MemorySource("c", empty)], empty)
