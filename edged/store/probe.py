@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,7 +71,14 @@ def _in_child(request: dict[str, str], body: bytes, name: str) -> dict[str, Any]
         raise BY_CODE.get(answer["code"], EdgedError)(answer["message"])
     said = child.stderr.decode("utf-8", "replace").strip().splitlines()
     last = next((line.strip() for line in reversed(said) if line.strip()), "nothing was said")
-    raise BrokenModelError(f"{name} was refused: llama.cpp {_death(child.returncode)} on it ({last[:200]})")
+    raise BrokenModelError(
+        f"{name} was refused: llama.cpp {_death(child.returncode)} on it ({_without_folders(last)[:200]})"
+    )
+
+
+def _without_folders(line: str) -> str:
+    """An assertion names the file where llama.cpp was built; its folders tell a user nothing."""
+    return re.sub(r"(?<!\S)\S*/(?=[^/\s:]+\.(?:c|cpp|cc|h|hpp|m|mm|cu):\d+)", "", line)
 
 
 def _death(returncode: int) -> str:
