@@ -77,7 +77,7 @@ class Settings:
         return self.home / "api-key"
 
     def ctx_for(self, n_ctx_train: int) -> int:
-        """Positions per sequence for a model trained on `n_ctx_train`."""
+        """Positions per sequence to wish for; planning gives no more than the model was trained on."""
         return self.ctx if self.ctx is not None else min(n_ctx_train, DEFAULT_CTX_LIMIT)
 
 

@@ -60,6 +60,8 @@ def _facts(status: StatusAnswer) -> list[tuple[str, str]]:
     options = plan.context
     context = f"{options.n_seq_max} sequences of {options.n_ctx} tokens, KV {options.kv_type}"
     facts.append(("plan", f"epoch {plan.epoch}, {context}, activations {options.wire_type}"))
+    if plan.note:
+        facts.append(("note", plan.note))
     expected = "-" if plan.expected is None else f"{plan.expected.tpot_ms:.1f}"
     measured = "-" if status.measured_tpot_ms is None else f"{status.measured_tpot_ms:.1f}"
     facts.append(("speed", f"{measured} ms/token measured, {expected} expected"))

@@ -339,6 +339,7 @@ class Coordinator:
         me = self._profile()
         plan = with_longest_context(
             self._wish(manifest),
+            manifest.n_ctx_train,
             partial(
                 _plan_with,
                 epoch=max(self._last_epoch(), self._state.epoch) + 1,
@@ -389,6 +390,8 @@ class Coordinator:
         self._conclude(manifest, "ready", plan=plan)
         names = {plan.head: self._profile().name, **{device: peer.name for device, peer in peers.items()}}
         self._say(f"{manifest.name} runs: {plan.describe(names)}")
+        if plan.note:
+            self._say(f"{manifest.name}: {plan.note}")
         self._on_ready(manifest)
         if self._shunned.reasons():  # the ring runs without them; they get another chance later
             self._wake(FAILED_S)

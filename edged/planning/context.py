@@ -8,6 +8,7 @@ from edged.errors import PlanError
 from edged.planning.plan import ContextOptions, Plan
 
 SHORTEST = 512  # positions; below this a chat is no use
+LEAST = 16  # positions, what ContextOptions allows
 CHUNK_ALONE = 128  # prompt tokens per batch on one device: as fast as more, with less memory for attention
 CHUNK_IN_RING = 32  # few, so that all devices soon have work; without flash attention no slower per token
 
@@ -29,16 +30,39 @@ def decided(wish: ContextOptions) -> ContextOptions:
     return wish.model_copy(update={"flash_attention": "on" if quantised else "off"})
 
 
-def with_longest_context(wish: ContextOptions, plan_with: Callable[[ContextOptions], Plan]) -> Plan:
-    """The plan for `wish`, or for the next smaller context that fits. Raises the wish's own PlanError."""
+def with_longest_context(
+    wish: ContextOptions, n_ctx_train: int, plan_with: Callable[[ContextOptions], Plan]
+) -> Plan:
+    """The plan for `wish`, or for the next smaller context that fits; its `note` says if it is less.
+
+    No context is longer than the model was trained on. Raises PlanError as the wish's own plan would.
+    """
+    most = max(n_ctx_train, LEAST)
+    trained = wish if wish.n_ctx <= most else wish.model_copy(update={"n_ctx": most})
     refusal: PlanError | None = None
-    for context in _smaller(wish):
+    for context in _smaller(trained):
         try:
-            return plan_with(context)
+            plan = plan_with(context)
         except PlanError as error:
             refusal = refusal or error
+        else:
+            return plan.model_copy(update={"note": _note(wish, trained, plan.context)})
     assert refusal is not None
     raise refusal
+
+
+def _note(wish: ContextOptions, trained: ContextOptions, given: ContextOptions) -> str:
+    notes = []
+    if trained.n_ctx < wish.n_ctx:
+        notes.append(f"the model was trained on {trained.n_ctx} tokens: a request gets these, not {wish.n_ctx}")
+    if (given.n_seq_max, given.n_ctx) != (trained.n_seq_max, trained.n_ctx):
+        notes.append(f"memory has room for {_extent(given)} instead of {_extent(trained)}")
+    return "; ".join(notes)
+
+
+def _extent(context: ContextOptions) -> str:
+    sequences = "1 sequence" if context.n_seq_max == 1 else f"{context.n_seq_max} sequences"
+    return f"{sequences} of {context.n_ctx} tokens"
 
 
 def _smaller(wish: ContextOptions) -> Iterator[ContextOptions]:

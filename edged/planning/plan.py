@@ -66,6 +66,7 @@ class Plan(Document):
     context: ContextOptions
     left_out: tuple[LeftOut, ...] = ()
     expected: Expectation | None = None
+    note: str = ""  # where this is less than the user wished: what, and why
 
     @model_validator(mode="after")
     def _covers_exactly_once(self) -> Self:

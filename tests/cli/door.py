@@ -41,6 +41,7 @@ def make_plan() -> Plan:
             Hop(device="id-nuc", first=11, last=12),
         ),
         context=ContextOptions(n_ctx=2048, n_seq_max=8, n_ubatch=64),
+        note="memory has room for less",
         left_out=(LeftOut(device="id-old", reason="it is too slow"),),
         expected=Expectation(
             tpot_ms=38.0, ttft_ms_per_token=2.0, bytes_read_per_token=0, memory={"id-nuc": 1, "id-pi": 1}

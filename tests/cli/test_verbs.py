@@ -108,11 +108,12 @@ def test_status_as_json(edged: Edged, door: Door) -> None:
 def test_status_for_people(edged: Edged, door: Door) -> None:
     door.problem = "pi no longer answers"
     shown = edged("status").out
-    facts = dict(line.split(maxsplit=1) for line in shown.splitlines()[:10])
+    facts = dict(line.split(maxsplit=1) for line in shown.splitlines()[:11])
     assert facts["state"] == "ready"
     assert facts["problem"] == "pi no longer answers"
     assert facts["ring"] == "nuc 0-3 → pi 4-10 → nuc 11"
     assert facts["speed"] == "41.2 ms/token measured, 38.0 expected"
+    assert facts["note"] == "memory has room for less"
     assert "left out  id-old: it is too slow" in shown
     nuc, pi = (next(line for line in shown.splitlines() if line.startswith(name)) for name in ("nuc ", "pi "))
     assert "0-3, 11" in nuc

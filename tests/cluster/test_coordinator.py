@@ -194,6 +194,21 @@ def test_a_model_is_loaded_on_everyone(household: Callable[..., Household]) -> N
     assert all(device.epochs == [1] for device in home.devices.values())
 
 
+def test_a_context_shorter_than_wished_is_told(
+    household: Callable[..., Household], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = household("a")
+    said: list[str] = []
+    monkeypatch.setattr(home.coordinator, "_say", said.append)
+    wish = ContextOptions(n_ctx=4096, n_seq_max=1, n_ubatch=64)
+    monkeypatch.setattr(home.coordinator, "_wish", lambda _: wish)
+    home.coordinator.ensure(manifest())
+    plan = home.head.wait_for(lambda plan: True)
+    assert plan.context.n_ctx == 2048
+    home.settle()
+    assert f"m: {plan.note}" in said and "trained on 2048 tokens" in plan.note
+
+
 def test_whoever_joins_is_used_in_the_next_epoch(household: Callable[..., Household]) -> None:
     home = household("a")
     home.coordinator.ensure(manifest())

@@ -96,9 +96,20 @@ def test_context_shrinks_until_it_fits() -> None:
     devices = [device("a", memory=700 * MIB)]
     with pytest.raises(PlanError):
         plan(devices, model(12), wish)
-    p = with_longest_context(wish, lambda context: plan(devices, model(12), context))
+    p = with_longest_context(wish, 8192, lambda context: plan(devices, model(12), context))
     assert p.context.n_seq_max == 1
     assert p.context.n_ctx < wish.n_ctx
+    given = f"1 sequence of {p.context.n_ctx} tokens"
+    assert p.note == f"memory has room for {given} instead of 8 sequences of 8192 tokens"
+
+
+def test_context_is_no_longer_than_the_model_was_trained_on() -> None:
+    wish = ContextOptions(n_ctx=1_000_000, n_seq_max=2, n_ubatch=64)
+    p = with_longest_context(wish, 2048, lambda context: plan([device("a")], model(12), context))
+    assert (p.context.n_seq_max, p.context.n_ctx) == (2, 2048)
+    assert p.note == "the model was trained on 2048 tokens: a request gets these, not 1000000"
+    whole = with_longest_context(p.context, 2048, lambda context: plan([device("a")], model(12), context))
+    assert whole.note == ""
 
 
 def test_coverage_is_checked_where_a_plan_is_made() -> None:
