@@ -54,7 +54,8 @@ def with_longest_context(
 def _note(wish: ContextOptions, trained: ContextOptions, given: ContextOptions) -> str:
     notes = []
     if trained.n_ctx < wish.n_ctx:
-        notes.append(f"the model was trained on {trained.n_ctx} tokens: a request gets these, not {wish.n_ctx}")
+        trained_on = f"the model was trained on {trained.n_ctx} tokens"
+        notes.append(f"{trained_on}: a request gets these, not {wish.n_ctx}")
     if (given.n_seq_max, given.n_ctx) != (trained.n_seq_max, trained.n_ctx):
         notes.append(f"memory has room for {_extent(given)} instead of {_extent(trained)}")
     return "; ".join(notes)

@@ -223,7 +223,7 @@ class Catalogue:
             except (EdgedError, OSError) as error:
                 damaged.append(path)
                 if path not in self._complained:
-                    log.warning("ignoring the unreadable manifest %s: %s", path, error)
+                    log.info("ignoring the unreadable manifest %s: %s", path, error)
         self._complained = set(damaged)
         return found, damaged
 
