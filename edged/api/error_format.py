@@ -56,6 +56,7 @@ KINDS: Mapping[str, Kind] = {
     "peer_lost": _NOT_NOW,
     "no_plan": _NOT_NOW,
     "ring_error": _NOT_NOW,
+    "misconduct": _NOT_NOW,
     "bad_frame": _BROKEN,
     "ring_broken": _NOT_NOW,
     "window_error": _BROKEN,
