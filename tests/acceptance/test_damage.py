@@ -139,6 +139,11 @@ def broken_files(directory: Path) -> dict[str, Path]:
     unknown = directory / "unknown.gguf"
     writer = gguf.GGUFWriter(unknown, "warp-drive")
     writer.add_block_count(1)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types([2, 3, 3, *[6] * 256])
     writer.add_tensor("blk.0.warp.weight", np.zeros((32, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

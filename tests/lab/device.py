@@ -44,7 +44,15 @@ class Device(Place):
             if memory is not None:
                 self.memory = MemoryGroup(f"{lab}-{name}", parse_size(memory))
             if disk is not None:
-                sh("mount", "-t", "tmpfs", "-o", f"size={parse_size(disk)}", "tmpfs", str(self.home))
+                sh(
+                    "mount",
+                    "-t",
+                    "tmpfs",
+                    "-o",
+                    f"size={parse_size(disk)},mode=0700",
+                    "tmpfs",
+                    str(self.home),
+                )
                 self._disk = True
         except BaseException:
             self.close()
