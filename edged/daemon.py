@@ -104,7 +104,7 @@ class Daemon:
         self._catalogue = Catalogue(settings.home)
         self._neighbours = Neighbours(self._identity)
         self._transport = GrpcTransport(self._neighbours.open_channel, peer_device)
-        self._speed = measure_speed(settings.threads, settings.memory)
+        self._speed = measure_speed(settings.threads, settings.memory, settings.home)
         self._held: Callable[[], int] = lambda: 0  # bytes of the windows loaded here
         self._call_off: list[Callable[[], None]] = []  # of what may take long, before anything is closed
 

@@ -10,6 +10,7 @@ import psutil
 
 from edged.backend.native import Speed, measure
 from edged.device.cgroup import tightest_limit
+from edged.device.speed_record import best_of
 from edged.planning.profile import DeviceProfile
 
 KEEP_FREE = 0.1  # of the memory that is free now: other programs live here too
@@ -31,9 +32,13 @@ def memory_budget(cap: int | None, held: int) -> int:
     return max(0, budget - RUNTIME_BYTES)
 
 
-def measure_speed(threads: int, cap: int | None) -> Speed:
-    """How fast this device computes, measured with a small share of what `memory_budget` allows."""
-    return measure(threads, memory=memory_budget(cap, held=0) // MEASURED_SHARE)
+def measure_speed(threads: int, cap: int | None, home: Path) -> Speed:
+    """How fast this device computes, measured with a small share of what `memory_budget` allows.
+
+    The best is kept in `home`, so that a start in a busy moment does not make the device seem slow.
+    """
+    measured = measure(threads, memory=memory_budget(cap, held=0) // MEASURED_SHARE)
+    return best_of(measured, threads, home / "run" / "speed")
 
 
 def profile(
