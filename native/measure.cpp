@@ -21,7 +21,8 @@ constexpr ggml_type kWeightType =
     GGML_TYPE_Q4_0;                         // the commonest 4-bit layout, repacked by ggml where it can
 constexpr int64_t kColumns = 2048;          // as wide as a small model's state
 constexpr int64_t kRows = 2048;             // of one block of weights
-constexpr int64_t kBatch = 128;             // tokens in the matrix-matrix product
+constexpr int64_t kBatch = 32;              // tokens in the matrix-matrix product: a chunk of the ring, and a
+                                            // run so short that another program seldom interrupts it
 constexpr int64_t kMostWeights = 64 << 20;  // bytes; more than most caches hold, and quickly made
 
 using Clock = std::chrono::steady_clock;
