@@ -34,6 +34,7 @@ from edged.rpc.messages import (
 from edged.rpc.status import unwrap
 from edged.serving.generation import GenerateEvent, GenerateRequest, Generation
 
+CLOSE_S = 2.0  # ordinarily a few milliseconds
 QUICK_S = 10.0  # for questions that a daemon answers from memory
 
 Answer = TypeVar("Answer", bound=Document)
@@ -149,7 +150,14 @@ def open_front_door(path: Path) -> Iterator[FrontDoorClient]:
     try:
         yield FrontDoorClient(channel, "the daemon", absent)
     finally:
-        channel.close()
+        _close(channel)
+
+
+def _close(channel: grpc.Channel) -> None:
+    """A Ctrl-C in the middle of gRPC's bookkeeping leaves a call that `close` would wait for without end."""
+    closing = threading.Thread(target=channel.close, name="front-door-close", daemon=True)
+    closing.start()
+    closing.join(CLOSE_S)
 
 
 def is_listening(path: Path) -> bool:
