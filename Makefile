@@ -1,4 +1,4 @@
-# edged: `make help` lists what there is to make. Everything is installed into .venv, nothing elsewhere.
+# edged: `make help` lists what there is to make. Everything is installed into .venv; what is built lies in build.
 #
 #   PYTHON=python3.12   the interpreter to build with
 #   DEMO="..."          options for `edged demo`, such as DEMO="--devices 2"
