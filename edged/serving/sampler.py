@@ -54,10 +54,11 @@ class Sampler:
     ) -> None:
         self._candidates = candidates
         bias = check_bias(sampling.logit_bias, candidates.n_vocab) | dict.fromkeys(banned, -math.inf)
+        self._never = np.array([token for token, by in bias.items() if by == -math.inf], np.intp)
         greedy = sampling.temperature < _COLDEST
         last_n = n_ctx if sampling.penalty_last_n < 0 else min(sampling.penalty_last_n, n_ctx)
         self._looks_back = last_n if _penalizes(sampling) else 0
-        self._plain_argmax = greedy and not bias and not self._looks_back
+        self._plain_argmax = greedy and len(self._never) == len(bias) and not self._looks_back
         self._chain = None
         if not self._plain_argmax:
             self._chain = self._build(sampling, bias, greedy)
@@ -116,9 +117,13 @@ class Sampler:
                 f"the model computed {logits[best]} instead of a number: "
                 "its weights are damaged or its values overflow on this device"
             )
-        if self._plain_argmax:
+        if not self._plain_argmax:
+            return self._candidates.choose(self._chain, logits)
+        if best not in self._never:
             return best
-        return self._candidates.choose(self._chain, logits)
+        allowed = logits.copy()
+        allowed[self._never] = -math.inf
+        return int(np.argmax(allowed))
 
     def close(self) -> None:
         """Frees the chain; idempotent."""
