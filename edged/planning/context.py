@@ -10,7 +10,7 @@ from edged.planning.plan import ContextOptions, Plan
 SHORTEST = 512  # positions; below this a chat is no use
 LEAST = 16  # positions, what ContextOptions allows
 CHUNK_ALONE = 128  # prompt tokens per batch on one device: as fast as more, with less memory for attention
-CHUNK_IN_RING = 32  # few, so that all devices soon have work; without flash attention no slower per token
+CHUNK_IN_RING = 16  # few, so that all devices soon have work; without flash attention no slower per token
 
 
 def for_ring(wish: ContextOptions) -> ContextOptions:
