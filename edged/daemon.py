@@ -74,11 +74,15 @@ Register = Callable[[grpc.Server], None]
 
 def run_daemon(settings: Settings, say: Say) -> None:
     """Runs until SIGINT or SIGTERM. Raises EdgedError where it cannot start; leaves nothing behind."""
-    stop = StopRequest()
     allow_open_files()
     try:
-        with stop_signals(stop.set), only_one(settings.home), log_to(settings, say):
-            with stop_signals(leave_early):  # it may take half a minute to find and ask the founder
+        with (
+            StopRequest() as stop,
+            stop.on_signals(),
+            only_one(settings.home),
+            log_to(settings, say),
+        ):
+            with stop_signals(leave_early()):  # it may take half a minute to find and ask the founder
                 check_ports(settings, leads(settings))
                 identity = settle(settings, say)
             with ExitStack() as stack:

@@ -15,6 +15,7 @@ import grpc
 
 from edged.documents import Document
 from edged.errors import EdgedError, NotRunningError
+from edged.frontdoor.apart import Apart, Calls, Here
 from edged.rpc.channel import connect_local
 from edged.rpc.edged_pb2 import Document as Envelope
 from edged.rpc.edged_pb2_grpc import FrontDoorStub
@@ -34,7 +35,6 @@ from edged.rpc.messages import (
 from edged.rpc.status import unwrap
 from edged.serving.generation import GenerateEvent, GenerateRequest, Generation
 
-CLOSE_S = 2.0  # ordinarily a few milliseconds
 QUICK_S = 10.0  # for questions that a daemon answers from memory
 
 Answer = TypeVar("Answer", bound=Document)
@@ -43,17 +43,20 @@ Answer = TypeVar("Answer", bound=Document)
 class RemoteGeneration:
     """A request that another process runs. Iterate it one way or the other, once."""
 
-    def __init__(self, call: grpc.Call, translate: Callable[[grpc.RpcError], EdgedError]) -> None:
+    def __init__(
+        self, call: grpc.Call, translate: Callable[[grpc.RpcError], EdgedError], calls: Calls
+    ) -> None:
         self._call = call
         self._translate = translate
-        self._cancelled = threading.Event()
+        self._calls = calls
+        self._cancelled = False  # no threading.Event: `cancel` may run in a signal's handler
 
     def __iter__(self) -> Iterator[GenerateEvent]:
         try:
-            for envelope in self._call:
+            for envelope in self._calls.each(self._call):
                 yield GenerateEvent.unpack(envelope.body)
         except grpc.RpcError as error:
-            if self._cancelled.is_set() and error.code() is grpc.StatusCode.CANCELLED:
+            if self._cancelled and error.code() is grpc.StatusCode.CANCELLED:
                 yield GenerateEvent(finish_reason="cancelled")
                 return
             raise self._translate(error) from None
@@ -85,7 +88,7 @@ class RemoteGeneration:
             thread.join()  # at once: the call has ended or was just cancelled
 
     def cancel(self) -> None:
-        self._cancelled.set()
+        self._cancelled = True
         self._call.cancel()
 
 
@@ -93,22 +96,30 @@ class FrontDoorClient:
     """Speaks to one daemon over `channel`; every method raises the EdgedError that the daemon raised.
 
     `device` is what messages call the other end; `absent` is what to raise where nobody answers at all (None:
-    PeerLostError).
+    PeerLostError), `calls` where the calls are made.
     """
 
-    def __init__(self, channel: grpc.Channel, device: str, absent: NotRunningError | None = None) -> None:
-        self._stub = FrontDoorStub(channel)
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        device: str,
+        absent: NotRunningError | None = None,
+        calls: Calls | None = None,
+    ) -> None:
         self._device = device
         self._absent = absent
+        self._calls = calls or Here()
+        self._stub = self._calls.once(lambda: FrontDoorStub(channel))
 
     def generate(self, request: GenerateRequest) -> Generation:
-        return RemoteGeneration(self._stub.Generate(_envelope(request)), self._translate)
+        call = self._calls.once(lambda: self._stub.Generate(_envelope(request)))
+        return RemoteGeneration(call, self._translate, self._calls)
 
     def load(self, model: str) -> Iterator[Progress]:
         """Steps until `model` is ready in the ring; leaving the loop early does not undo the loading."""
-        call = self._stub.Load(_envelope(LoadRequest(model=model)))
+        call = self._calls.once(lambda: self._stub.Load(_envelope(LoadRequest(model=model))))
         try:
-            for envelope in call:
+            for envelope in self._calls.each(call):
                 yield Progress.unpack(envelope.body)
         except grpc.RpcError as error:
             raise self._translate(error) from None
@@ -130,7 +141,8 @@ class FrontDoorClient:
 
     def _ask(self, method: Callable[..., Envelope], question: Document, answer: type[Answer]) -> Answer:
         try:
-            return answer.unpack(method(_envelope(question), timeout=QUICK_S).body)
+            reply = self._calls.once(lambda: method(_envelope(question), timeout=QUICK_S))
+            return answer.unpack(reply.body)
         except grpc.RpcError as error:
             raise self._translate(error) from None
 
@@ -142,22 +154,19 @@ class FrontDoorClient:
 
 @contextmanager
 def open_front_door(path: Path) -> Iterator[FrontDoorClient]:
-    """The daemon whose socket is `path`. Raises NotRunningError where none listens there."""
+    """The daemon whose socket is `path`, for a program that Ctrl-C may end at any moment.
+
+    Raises NotRunningError where none listens there.
+    """
     absent = NotRunningError(f"no daemon answers in {path.parent.parent}; start one with: edged start")
     if not is_listening(path):
         raise absent
-    channel = connect_local(path)
+    calls = Apart()
+    channel = calls.once(lambda: connect_local(path))
     try:
-        yield FrontDoorClient(channel, "the daemon", absent)
+        yield FrontDoorClient(channel, "the daemon", absent, calls)
     finally:
-        _close(channel)
-
-
-def _close(channel: grpc.Channel) -> None:
-    """A Ctrl-C in the middle of gRPC's bookkeeping leaves a call that `close` would wait for without end."""
-    closing = threading.Thread(target=channel.close, name="front-door-close", daemon=True)
-    closing.start()
-    closing.join(CLOSE_S)
+        calls.once(channel.close)
 
 
 def is_listening(path: Path) -> bool:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from queue import SimpleQueue
+from typing import Self
 
 from edged.errors import AlreadyRunningError
 from edged.private_file import home_directory, private_directory
@@ -28,27 +28,61 @@ OPEN_FILES = 65536  # a limit of the system's may be without end, which not ever
 
 
 class StopRequest:
-    """The wish that the daemon ends. `set` is safe in a signal's handler, which threading.Event's is not: the
-    handler may run while the same thread holds the event's lock in `wait`, and would wait for itself."""
+    """The wish that the daemon ends, made by `set` or by a signal. It holds two descriptors until its context ends.
+
+    Waiting is reading from a pipe, into which a signal writes as it arrives: the kernel may hand it to any
+    thread, and Python's own handler runs only once the main thread wakes. `set` is safe in a signal's
+    handler, which threading.Event's is not.
+    """
 
     def __init__(self) -> None:
-        self._wishes: SimpleQueue[None] = SimpleQueue()
+        self._ear, self._bell = os.pipe()
+        os.set_blocking(self._bell, False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._ear)
+        os.close(self._bell)
 
     def set(self) -> None:
-        self._wishes.put(None)
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of wishes
+            os.write(self._bell, b"!")
 
     def wait(self) -> None:
         """Until the first wish; in one thread only."""
-        self._wishes.get()
+        os.read(self._ear, 1)
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM are wishes while the context lasts. In the main thread only."""
+        with stop_signals(self.set):
+            before = signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(before)
 
 
 class StoppedEarly(BaseException):
     """The user wants an end before there is anything to close."""
 
 
-def leave_early() -> None:
-    """What a signal does while the daemon waits for others and holds nothing: the wait ends at once."""
-    raise StoppedEarly
+def leave_early() -> Callable[[], None]:
+    """What signals do while the daemon waits for others and holds nothing: the wait ends at once.
+
+    Only the first one raises; a second one would break off the cleaning up after the first.
+    """
+    leaving = False
+
+    def leave() -> None:
+        nonlocal leaving
+        if not leaving:
+            leaving = True
+            raise StoppedEarly
+
+    return leave
 
 
 @contextmanager

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 
+import grpc
 import pytest
 
 from edged.errors import ContextOverflowError, NotRunningError, PeerLostError, UnknownModelError
@@ -112,6 +115,30 @@ def test_loading(client: FrontDoorClient, door: Door) -> None:
         assert step.stage == "loading layers"
         break
     assert client.status().name == "nuc"
+
+
+def test_grpc_is_kept_from_the_thread_that_ctrl_c_reaches(home: Path, door: Door) -> None:
+    """In the middle of its bookkeeping an exception leaves locks and calls behind. Hanging up is short."""
+    library = str(Path(grpc.__file__).parent)
+    entered: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        within = frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(library)
+        if event == "call" and not within and frame.f_code.co_filename.startswith(library):
+            entered.add(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        with open_front_door(daemon_socket(home)) as client:
+            client.status()
+            list(client.load("crow"))
+            list(client.generate(ask("hello")))
+            for _ in client.load("parrot"):
+                break
+    finally:
+        sys.setprofile(before)
+    assert entered <= {"cancel", "__del__"}
 
 
 def test_a_daemon_that_dies_amid_the_answer(home: Path) -> None:

@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from edged.errors import SettingsError
-from edged.node.process import StopRequest, allow_open_files, log_to, only_one, stop_signals
+from edged.node.process import (
+    StoppedEarly,
+    StopRequest,
+    allow_open_files,
+    leave_early,
+    log_to,
+    only_one,
+    stop_signals,
+)
 from edged.settings import Settings, read_settings
 
 LOG = logging.getLogger("edged.test")
@@ -131,9 +139,32 @@ def test_the_limit_of_open_files_is_raised() -> None:
 def test_a_signal_that_comes_while_the_wait_begins_ends_it() -> None:
     """A threading.Event would be a trap: its `set` waits for the lock that the interrupted `wait` holds."""
     for delay in range(200):
-        stop = StopRequest()
-        with stop_signals(stop.set):
+        with StopRequest() as stop, stop.on_signals():
             timer = threading.Timer(delay * 1e-5, os.kill, (os.getpid(), signal.SIGTERM))
             timer.start()
             stop.wait()
             timer.join()
+
+
+def test_a_signal_that_another_thread_receives_ends_the_wait() -> None:
+    """The kernel hands a process's signal to any thread that does not block it."""
+    with StopRequest() as stop, stop.on_signals():
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            stop.wait()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        timer.join()
+
+
+def test_a_second_signal_does_not_break_off_what_the_first_one_began() -> None:
+    cleaned = False
+    with pytest.raises(StoppedEarly), stop_signals(leave_early()):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            cleaned = True
+    assert cleaned
