@@ -28,7 +28,7 @@ OPEN_FILES = 65536  # a limit of the system's may be without end, which not ever
 
 
 class StopRequest:
-    """The wish that the daemon ends, made by `set` or by a signal. It holds two descriptors until its context ends.
+    """The wish that the daemon ends, made by `set` or by a signal. Holds two descriptors.
 
     Waiting is reading from a pipe, into which a signal writes as it arrives: the kernel may hand it to any
     thread, and Python's own handler runs only once the main thread wakes. `set` is safe in a signal's
