@@ -153,13 +153,14 @@ class Daemon:
             say=self._say,
             on_ready=LastModel(settings.home).keep,
         )
+        models = KnownModels(
+            self._catalogue,
+            lambda member: connect(identity, member.device, member.host, member.report.port),
+        )
         inside = Lead(
             identity=identity,
             catalogue=self._catalogue,
-            models=KnownModels(
-                self._catalogue,
-                lambda member: connect(identity, member.device, member.host, member.report.port),
-            ),
+            models=models,
             membership=membership,
             coordinator=coordinator,
             head=head,
@@ -173,7 +174,7 @@ class Daemon:
         stack.callback(head.close)
         coordinator.start()
         stack.callback(coordinator.close)
-        self._call_off.append(coordinator.call_off)
+        self._call_off += [models.call_off, coordinator.call_off]
         self._serve(worker, inside, HeartbeatService(membership, inside.view).add_to)
         admission = Admission(identity)
         stack.callback(JoinServer(identity, admission, settings.join_port).close)
@@ -202,6 +203,7 @@ class Daemon:
         pulse = Pulse(identity.name, settings.port, self._profile, self._catalogue, worker)
         heart = Heart(identity, addresses, pulse.report, inside)
         stack.callback(heart.close)
+        self._call_off.append(heart.close)  # the goodbye comes before the ring breaks
         pulse.on_news(heart.beat_now)
 
         def found(peer: DiscoveredPeer) -> None:

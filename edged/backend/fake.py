@@ -124,6 +124,9 @@ class FakeWindow:
                 raise WindowError(f"unknown KV operation {op.kind!r}")
         return True
 
+    def cancel(self) -> None:
+        """A run takes no time here."""
+
     def close(self) -> None:
         self._layers = None
 

@@ -90,6 +90,10 @@ class Window(Protocol):
         """Change KV state; False if this model cannot (recurrent state cannot be rolled back)."""
         ...
 
+    def cancel(self) -> None:
+        """Make the run in progress, if any, end with WindowError. From any thread."""
+        ...
+
     def close(self) -> None:
         """Free everything; idempotent."""
         ...

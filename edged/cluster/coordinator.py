@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
@@ -108,7 +109,7 @@ class Coordinator:
         self._due: float | None = None  # monotonic time of the next turn
         self._broken = False
         self._closing = False
-        self._clients: tuple[MemberClient, ...] = ()  # of the switch under way
+        self._clients: set[MemberClient] = set()  # those in use
         self._shunned = Shunned()
         self._ran: Manifest | None = None  # the model of the last ring that ran
         self._problems: dict[str, str] = {}  # by model: why it could not be loaded
@@ -132,7 +133,7 @@ class Coordinator:
             self._turn.notify_all()
             for watcher in self._watchers:
                 watcher.put(None)
-            clients, self._clients = self._clients, ()
+            clients, self._clients = self._clients, set()
         for client in clients:
             client.close()
 
@@ -249,11 +250,12 @@ class Coordinator:
                 continue
             try:
                 self._take_turn(manifest)
-            except EdgedError as error:
-                self._fail(manifest, error.message)
-            except Exception:
+            except Exception as error:
                 if self._closing:
                     return  # its channels were closed under it
+                if isinstance(error, EdgedError):
+                    self._fail(manifest, error.message)
+                    continue
                 log.exception("the coordinator stumbled")
                 self._fail(manifest, "an internal error; the daemon's log has the details")
 
@@ -328,11 +330,11 @@ class Coordinator:
         found = False
         for device, peer in self._present().items():
             if device in plan.devices:
-                client = self._dial(peer)
-                if not client.is_alive():
+                with self._client(peer) as client:
+                    alive = client.is_alive()
+                if not alive:
                     self._shunned.leave_out(device, f"{peer.name} does not answer")
                     found = True
-                client.close()
         return found
 
     def _plan(self, manifest: Manifest, peers: dict[str, Peer]) -> Plan:
@@ -365,20 +367,16 @@ class Coordinator:
         self._set(state="loading", problem="", epoch=plan.epoch)
         self._head.detach()
         self._broken = False
-        clients = {device: self._dial(peer) for device, peer in peers.items()}
-        with self._turn:
-            self._clients = tuple(clients.values())
-        try:
-            if self._closing:
-                return
+        with ExitStack() as calls:
+            others = [device for device in plan.devices if device in peers]
             members: dict[str, RingMember] = {
-                device: clients.get(device, self._local) for device in plan.devices
+                device: calls.enter_context(self._client(peers[device])) for device in others
             }
+            members[plan.head] = self._local
             self._holders.update(members)
             failed = switch(self._assignment(plan, manifest, peers), members, self._tell)
-        finally:
-            for client in clients.values():
-                client.close()
+        if self._closing:
+            return
         if failed:
             self._leave_out(failed, plan, peers)
             self._wake(0.0)
@@ -431,14 +429,27 @@ class Coordinator:
         for device in self._holders - set(plan.devices):
             if device not in there:
                 continue  # if it comes back with its windows, it is told then
-            client = self._dial(there[device])
             try:
-                client.release(plan.epoch - 1)
+                with self._client(there[device]) as client:
+                    client.release(plan.epoch - 1)
                 self._holders.discard(device)
             except EdgedError as error:
                 log.info("%s was not told to free its layers: %s", device, error.message)
-            finally:
-                client.close()
+
+    @contextmanager
+    def _client(self, peer: Peer) -> Iterator[MemberClient]:
+        """To ask `peer` with, until `call_off`. Raises EdgedError after that."""
+        client = self._dial(peer)
+        try:
+            with self._turn:
+                if self._closing:
+                    raise EdgedError("the daemon is stopping")
+                self._clients.add(client)
+            yield client
+        finally:
+            with self._turn:
+                self._clients.discard(client)
+            client.close()
 
     def _tell(self, step: Progress) -> None:
         with self._turn:

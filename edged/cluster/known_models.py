@@ -30,6 +30,8 @@ class KnownModels:
         self._lock = threading.Lock()
         self._owned: dict[str, frozenset[str]] = {}  # device -> ids of models, as it reported last
         self._manifests: dict[str, Manifest] = {}  # by id, of what others own
+        self._asked: grpc.Channel | None = None  # the member that is being asked
+        self._called_off = False
 
     def meet(self, member: Member) -> None:
         """Take in what a member owns, and ask it about models that are new."""
@@ -39,16 +41,30 @@ class KnownModels:
             unknown = owned - self._manifests.keys()
         if not unknown:
             return
-        channel = self._dial(member)
         try:
-            answer = self._ask(channel, member.report.name)
+            channel = self._dial(member)
+            with self._lock:
+                self._asked = channel
+                off = self._called_off
+            try:
+                answer = () if off else self._ask(channel, member.report.name)
+            finally:
+                with self._lock:
+                    self._asked = None
+                channel.close()
         except EdgedError as error:
             log.info("%s did not say which models it has: %s", member.report.name, error.message)
             return
-        finally:
-            channel.close()
         with self._lock:
             self._manifests.update({manifest.id: manifest for manifest in answer})
+
+    def call_off(self) -> None:
+        """The daemon stops: nobody is asked any more."""
+        with self._lock:
+            self._called_off = True
+            asked = self._asked
+        if asked is not None:
+            asked.close()
 
     def all(self) -> tuple[Manifest, ...]:
         """Every model that somebody owns, each once, by name."""

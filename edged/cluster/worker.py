@@ -143,6 +143,7 @@ class Worker:
     def activate(self, epoch: int) -> None:
         """Opens the links to the successors. Raises RingError if this epoch is not prepared."""
         with self._lock:
+            self._give_up_if_called_off()
             stage = self._stage
             if stage is None or stage.plan.epoch != epoch:
                 raise RingError(f"{self._name} has not prepared epoch {epoch}")
@@ -161,8 +162,14 @@ class Worker:
             self._keep_windows(set())
 
     def call_off(self) -> None:
-        """The device stops: no preparation from now on, and one under way gives up soon. Never blocks."""
+        """The device stops: it leaves the ring, prepares no other, and what is under way gives up soon.
+
+        Never blocks.
+        """
         self._called_off = True
+        stage = self._stage
+        if stage is not None:
+            stage.abandon()
 
     def close(self) -> None:
         """Ends a preparation under way, leaves the ring, frees every window. Idempotent."""

@@ -51,6 +51,7 @@ class Follow:
         self._trouble = "the head has not been reached yet"
         self._heard = threading.Event()  # whether it can be reached is known
         self._channel: tuple[Address, grpc.Channel] | None = None
+        self._closed = False
         self.http = ""
 
     # ---- Interior
@@ -106,6 +107,8 @@ class Follow:
         self._say(f"the head does not answer: {error.message}")
 
     def close(self) -> None:
+        """Nothing is asked of the head any more, and what it is answering now ends. Idempotent."""
+        self._closed = True
         self._heard.set()
         with self._lock:
             self._drop_channel()
@@ -116,6 +119,8 @@ class Follow:
             raise PeerLostError(f"the head of this cluster cannot be reached: {self._trouble}")
         address = self._head_at()
         with self._lock:
+            if self._closed:
+                raise EdgedError("the daemon is stopping")
             if self._channel is not None and self._channel[0] != address:
                 self._drop_channel()
             if self._channel is None:

@@ -45,6 +45,9 @@ class GrpcTransport:
         self._open_channel = open_channel
         self._peer_device = peer_device
         self._reception = Reception()
+        self._lock = threading.Lock()
+        self._left = 0  # the newest epoch that this device has left
+        self._opening: dict[GrpcLink, int] = {}  # epochs of links that are not accepted yet
 
     def add_to(self, server: grpc.Server) -> None:
         # Requests stay bytes here: an error in gRPC's own deserialiser would reach nobody but its log.
@@ -57,6 +60,11 @@ class GrpcTransport:
         self._reception.attach(endpoint)
 
     def detach(self, epoch: int) -> None:
+        with self._lock:
+            self._left = max(self._left, epoch)
+            given_up = [link for link, of in self._opening.items() if of <= epoch]
+        for link in given_up:
+            link.abandon()
         self._reception.detach(epoch)
 
     def connect(self, device: str, epoch: int, form: FrameFormat, capacity: int, on_broken: OnBroken) -> Link:
@@ -66,11 +74,19 @@ class GrpcTransport:
                 "choose a smaller n_ubatch"
             )
         link = GrpcLink(device, self._open_channel(device), epoch, Outbox(form, capacity), on_broken)
+        with self._lock:
+            self._opening[link] = epoch
+            left = epoch <= self._left
         try:
+            if left:
+                raise RingBrokenError(f"this device has left the ring of epoch {epoch}")
             link.open()
         except RingBrokenError:
             link.close()
             raise
+        finally:
+            with self._lock:
+                del self._opening[link]
         return link
 
     def _pass(self, frames: Iterator[bytes], context: grpc.ServicerContext) -> pb.Receipt:

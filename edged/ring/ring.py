@@ -103,6 +103,11 @@ class Ring:
     def stats(self) -> StageStats:
         return self._stage.stats()
 
+    def abandon(self) -> None:
+        """Fail what is in flight and leave the ring; `close` does the rest. Never blocks."""
+        self._fail_all(RingBrokenError(f"the ring of epoch {self.plan.epoch} was closed"))
+        self._stage.abandon()
+
     def close(self) -> None:
         """Fail what is in flight, leave the ring, join its threads. Idempotent."""
         self._fail_all(RingBrokenError(f"the ring of epoch {self.plan.epoch} was closed"))

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 OnLogits = Callable[[int, Logits | None, Failure | None], None]
 """Called on the compute thread with batch id and either logits or what failed."""
 
+CANCEL_S = 0.05  # between two attempts to end the compute in progress
+
 NO_LOGITS: Logits = np.empty((0, 0), np.float32)
 
 
@@ -144,13 +146,21 @@ class Stage:
             hops.append(replace(stats, bytes_sent=link.bytes_sent.get(hop + 1, 0) if link else 0))
         return StageStats(tuple(hops), self._dropped)
 
+    def abandon(self) -> None:
+        """Leave the ring without waiting for anything, also where it is just being joined. Never blocks."""
+        self._stop()
+
     def close(self) -> None:
-        """Leave the ring: finish the compute in progress, drop everything else. Idempotent."""
+        """Leave the ring: everything is dropped, also the compute in progress. Idempotent."""
         self._stop()
         for link in self._links.values():
             link.close()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread.ident is None or self._thread is threading.current_thread():
+            return
+        while self._thread.is_alive():
+            for window in self._windows.values():
+                window.cancel()  # again and again: the run may not have begun yet
+            self._thread.join(CANCEL_S)
 
     # ---- for the transport: what an Endpoint is
 

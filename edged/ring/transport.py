@@ -70,7 +70,8 @@ class Transport(Protocol):
         ...
 
     def detach(self, epoch: int) -> None:
-        """End every stream into that epoch and let none in any more. Never blocks; idempotent."""
+        """End every stream into that epoch and let none in any more; give up links of it that are being
+        opened. Epochs only grow: earlier ones are left with it. Never blocks; idempotent."""
         ...
 
     def connect(self, device: str, epoch: int, form: FrameFormat, capacity: int, on_broken: OnBroken) -> Link:

@@ -67,6 +67,7 @@ class Device:
         self.error_once: EdgedError | None = None
         self.answers = True
         self.hangs = False  # in prepare, until the call is broken off
+        self.hangs_freeing = False
         self.preparing = threading.Event()
         self.closed = threading.Event()
         self.may_finish = threading.Event()
@@ -95,6 +96,10 @@ class Device:
     def release(self, epoch: int) -> None:
         self.released.append(epoch)
         self.freed.set()
+        if self.hangs_freeing:
+            self.closed.clear()
+            assert self.closed.wait(10)
+            raise PeerLostError("the call was broken off")
 
     def wait_released(self) -> list[int]:
         assert self.freed.wait(5)
@@ -339,6 +344,21 @@ def test_a_device_that_never_gets_ready_does_not_hold_up_the_end(
     assert home.devices["a"].closed.is_set()
     loading.join(5)
     assert not loading.is_alive()
+
+
+def test_a_device_that_does_not_free_its_layers_does_not_hold_up_the_end(
+    household: Callable[..., Household],
+) -> None:
+    home = household("a")
+    home.coordinator.ensure(manifest())
+    device = home.devices["a"]
+    device.hangs_freeing = True
+    device.error = DiskFullError("no room")
+    home.coordinator.ring_broke(home.coordinator.state.epoch, "a cable")
+    assert device.freed.wait(10)
+    home.coordinator.call_off()
+    home.coordinator.close()
+    assert device.closed.is_set()
 
 
 @pytest.mark.parametrize("first_fails", [False, True])

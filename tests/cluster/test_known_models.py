@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,3 +65,21 @@ def test_a_name_that_nobody_has_lists_what_there_is_in_the_cluster(tmp_path: Pat
     known = KnownModels(own, lambda m: connect(founder, m.device, m.host, m.report.port))
     with pytest.raises(UnknownModelError, match="there is: tiny"):
         known.find("huge")
+
+
+def test_a_member_that_does_not_answer_does_not_hold_up_the_end(
+    tmp_path: Path, founder: Identity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edged.cluster.known_models.ASK_S", 1000.0)
+    caplog.set_level("INFO", "edged")
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and never says a word
+        known = KnownModels(Catalogue(tmp_path), lambda m: connect(founder, m.device, m.host, m.report.port))
+        model = import_model(
+            write_random_model(tmp_path / "tiny.gguf", shape=Shape(n_layers=3)), Catalogue(tmp_path / "other")
+        )
+        ending = threading.Thread(target=lambda: (mute.accept(), known.call_off()), name="ending")
+        ending.start()
+        known.meet(member_with("laptop", mute.getsockname()[1], model))
+        ending.join()
+    assert "broken off" in caplog.text
+    assert known.all() == ()

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from queue import Queue
+
 import numpy as np
 
 from edged.backend.fake import N_VOCAB, WIDTH, FakeWindow
 from edged.backend.window import Batch, KvOp, Tokens
 from edged.planning.plan import ContextOptions, Hop, Plan, WireType
+from edged.ring.codec import FrameFormat
+from edged.ring.frame import Frame
 
-__all__ = ["N_VOCAB", "WIDTH", "NotedWindow", "batch_of", "plan_of", "run_of", "tokens_of", "windows_of"]
+__all__ = [
+    "N_VOCAB",
+    "WIDTH",
+    "NotedWindow",
+    "Sink",
+    "batch_of",
+    "plan_of",
+    "run_of",
+    "tokens_of",
+    "windows_of",
+]
 
 
 class NotedWindow(FakeWindow):
@@ -58,3 +72,20 @@ def run_of(seq: int, start: int, n: int) -> Batch:
 
 def tokens_of(*ids: int) -> Tokens:
     return np.array(ids, np.int32)
+
+
+class Sink:
+    """Takes the place of a head that nothing is computed on."""
+
+    epoch = 1
+    form = FrameFormat.of(plan_of(("a", 1)), WIDTH)
+    frames: Queue[Frame] = Queue()
+
+    def expects(self, sender: str, hop: int | None = None) -> bool:
+        return sender == "b"
+
+    def receive(self, frame: Frame, sender: str) -> None:
+        self.frames.put(frame)
+
+    def lost(self, sender: str, error: Exception) -> None:
+        pass

@@ -12,11 +12,20 @@ import pytest
 from edged.backend.window import KvOp
 from edged.errors import FrameError, MisconductError, RingBrokenError, RingError, WindowError
 from edged.planning.plan import Plan
-from edged.ring.codec import FrameFormat
 from edged.ring.frame import EMPTY_BATCH, Frame
 from edged.ring.ring import Result, Ring
 from edged.ring.stage import Stage, ring_depth
-from tests.ring.fakes import N_VOCAB, WIDTH, NotedWindow, batch_of, plan_of, run_of, tokens_of, windows_of
+from tests.ring.fakes import (
+    N_VOCAB,
+    WIDTH,
+    NotedWindow,
+    Sink,
+    batch_of,
+    plan_of,
+    run_of,
+    tokens_of,
+    windows_of,
+)
 
 WAIT = 20
 NO_TOKENS = tokens_of()
@@ -465,20 +474,3 @@ def test_frames_that_the_stage_has_looked_at_count_too(wires):
     step.release(1000)
     stage.close()
     a.detach(1)
-
-
-class Sink:
-    """Takes the place of a head that nothing is computed on."""
-
-    epoch = 1
-    form = FrameFormat.of(plan_of(("a", 1)), WIDTH)
-    frames: Queue[Frame] = Queue()
-
-    def expects(self, sender: str, hop: int | None = None) -> bool:
-        return sender == "b"
-
-    def receive(self, frame: Frame, sender: str) -> None:
-        self.frames.put(frame)
-
-    def lost(self, sender: str, error: Exception) -> None:
-        pass
