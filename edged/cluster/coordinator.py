@@ -114,6 +114,7 @@ class Coordinator:
         self._ran: Manifest | None = None  # the model of the last ring that ran
         self._problems: dict[str, str] = {}  # by model: why it could not be loaded
         self._holders: set[str] = set()  # devices that may hold windows of some epoch
+        self._names: dict[str, str] = {}  # by device, of all that were in a plan
         self._company: Company = frozenset()  # who was there when the ring that runs was planned
         self._watchers: set[SimpleQueue[Progress | None]] = set()
         self._thread = threading.Thread(target=self._run, name="coordinator")
@@ -165,6 +166,7 @@ class Coordinator:
             runs = self._state.state in ("loading", "ready")
             if self._closing or self._broken or not runs or epoch != self._state.epoch:
                 return
+            why = self._with_names(why)
             log.warning("the ring broke: %s", why)
             self._say(f"the ring broke: {why}")
             self._broken = True
@@ -365,6 +367,7 @@ class Coordinator:
     def _carry_out(self, plan: Plan, manifest: Manifest, peers: dict[str, Peer]) -> None:
         log.info("epoch %d: %s", plan.epoch, plan.describe())
         self._set(state="loading", problem="", epoch=plan.epoch)
+        self._names |= {peer.device: peer.name for peer in peers.values()}
         self._head.detach()
         self._broken = False
         with ExitStack() as calls:
@@ -413,8 +416,9 @@ class Coordinator:
         """Before the next try. Raises the head's own failure: without the head there is no ring."""
         for device, error in failed.items():
             name = peers[device].name if device in peers else "this device"
-            log.warning("%s could not take part: %s", name, error.message)
-            self._say(f"{name} could not take part: {error.message}")
+            line = f"{name} could not take part: {self._with_names(error.message)}"
+            log.warning("%s", line)
+            self._say(line)
         lost = any(isinstance(error, RingBrokenError | PeerLostError) for error in failed.values())
         if lost and self._shun_the_silent(plan):
             return  # whoever failed only could not reach the silent one
@@ -450,6 +454,12 @@ class Coordinator:
             with self._turn:
                 self._clients.discard(client)
             client.close()
+
+    def _with_names(self, text: str) -> str:
+        """Below the coordinator a device is its id; people know it by its name."""
+        for device, name in self._names.items():
+            text = text.replace(device, name)
+        return text
 
     def _tell(self, step: Progress) -> None:
         with self._turn:

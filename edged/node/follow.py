@@ -16,7 +16,7 @@ from edged.cluster.worker import Worker
 from edged.errors import EdgedError, PeerLostError
 from edged.frontdoor.client import FrontDoorClient
 from edged.node.figures import summary, window_statistics
-from edged.rpc.messages import ModelsAnswer, Progress, StatusAnswer
+from edged.rpc.messages import ModelsAnswer, ModelSummary, Progress, StatusAnswer
 from edged.serving.generation import GenerateRequest, Generation
 from edged.store.catalogue import Catalogue
 
@@ -66,10 +66,15 @@ class Follow:
         """The cluster's models as the head knows them; the own store's where the head is out of reach."""
         if self._view is not None:
             try:
-                return ModelsAnswer(models=self._head().models())
+                return ModelsAnswer(models=tuple(map(self._with_own_share, self._head().models())))
             except EdgedError:
                 pass
         return ModelsAnswer(models=tuple(summary(m, self._catalogue, "") for m in self._catalogue.models()))
+
+    def _with_own_share(self, model: ModelSummary) -> ModelSummary:
+        """What is held here, not what the head holds."""
+        own = next((one for one in self._catalogue.models() if one.id == model.id), None)
+        return model.model_copy(update={"held": self._catalogue.held(own) if own is not None else 0})
 
     def status(self) -> StatusAnswer:
         view = self._view if not self._trouble else None  # what was true before is no news

@@ -139,6 +139,8 @@ class Household:
         self.head = FakeHead()
         self.devices = {name: Device(name) for name in ("h", *names)}
         self.members = list(names)
+        self.called: dict[str, str] = {}  # names of devices that are not called by their id
+        self.said: list[str] = []
         self.memory = memory
         self.planning = threading.Event()  # a turn waits for `may_plan`
         self.may_plan = threading.Event()
@@ -153,6 +155,7 @@ class Household:
             head=self.head,
             wish=lambda _: ContextOptions(n_ctx=512, n_seq_max=1, n_ubatch=64),
             last_epoch=lambda: 0,
+            say=self.said.append,
         )
 
     def alive(self) -> list[Peer]:
@@ -160,7 +163,9 @@ class Household:
         if not self.may_plan.is_set():
             self.planning.set()
             self.may_plan.wait(10)
-        return [Peer(name, name, "10.0.0.1", 7411, profile(name)) for name in self.members]
+        return [
+            Peer(name, self.called.get(name, name), "10.0.0.1", 7411, profile(name)) for name in self.members
+        ]
 
     def settle(self) -> None:
         """Returns when a turn that began after this call has ended: each asks at most twice who is there."""
@@ -258,6 +263,14 @@ def test_a_broken_ring_is_rebuilt_without_the_silent_device(household: Callable[
     home.coordinator.ring_broke(1, "lost the link to a")
     plan = home.head.wait_for(lambda plan: plan.epoch > 1)
     assert plan.devices == ("h", "b")
+
+
+def test_people_read_names_where_the_ring_knows_ids(household: Callable[..., Household]) -> None:
+    home = household("635e51267f0dd251")
+    home.called["635e51267f0dd251"] = "attic"
+    home.coordinator.ensure(manifest())
+    home.coordinator.ring_broke(1, "the link from 635e51267f0dd251 broke")
+    assert "the ring broke: the link from attic broke" in home.said
 
 
 def test_news_of_an_old_epoch_breaks_nothing(household: Callable[..., Household]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from edged.cluster.address_book import Address
 from edged.cluster.messages import ClusterView
-from edged.errors import PeerLostError
+from edged.errors import EdgedError, PeerLostError
 from edged.node.follow import Follow
 from edged.rpc.channel import connect_local
 from edged.rpc.messages import Progress
@@ -75,6 +75,19 @@ def test_a_head_with_a_new_address_is_asked_there(member: Member) -> None:
     member.inside.models()
     member.inside.models()
     assert [address.host for address in member.opened] == ["10.0.0.1", "10.0.0.9"]
+
+
+def test_what_is_held_here_is_what_this_device_holds(member: Member) -> None:
+    """The scripted head says that it holds a mebibyte."""
+    assert [model.held for model in member.inside.models().models if model.name == "crow"] == [0]
+
+
+def test_a_member_that_stops_asks_nothing_more(member: Member) -> None:
+    member.inside.models()
+    member.inside.close()
+    with pytest.raises(EdgedError, match="stopping"):
+        member.inside.generate(ENDLESS)
+    assert len(member.opened) == 1
 
 
 def test_a_head_that_is_silent_is_not_asked(member: Member) -> None:
