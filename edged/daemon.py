@@ -32,7 +32,8 @@ from edged.cluster.membership import Membership
 from edged.cluster.neighbours import Neighbours
 from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
-from edged.device.local_device import measure_speed, profile
+from edged.device.local_device import measure, profile, remembered
+from edged.device.speed_record import Measured
 from edged.errors import EdgedError, PlanError
 from edged.frontdoor.service import FrontDoorService
 from edged.node.belonging import coordinator_address, leads, settle
@@ -81,8 +82,9 @@ def run_daemon(settings: Settings, say: Say) -> None:
             with stop_signals(leave_early):  # it may take half a minute to find and ask the founder
                 check_ports(settings, leads(settings))
                 identity = settle(settings, say)
+                measured = _measured(settings, say)
             with ExitStack() as stack:
-                Daemon(settings, identity, say, stop, stack).start()
+                Daemon(settings, identity, measured, say, stop, stack).start()
                 stop.wait()
                 say("stopping")
     except StoppedEarly:
@@ -94,7 +96,13 @@ class Daemon:
     """One device's parts. `stack` closes them, the last started first."""
 
     def __init__(
-        self, settings: Settings, identity: Identity, say: Say, stop: StopRequest, stack: ExitStack
+        self,
+        settings: Settings,
+        identity: Identity,
+        measured: Measured,
+        say: Say,
+        stop: StopRequest,
+        stack: ExitStack,
     ) -> None:
         self._settings = settings
         self._say = say
@@ -104,7 +112,7 @@ class Daemon:
         self._catalogue = Catalogue(settings.home)
         self._neighbours = Neighbours(self._identity)
         self._transport = GrpcTransport(self._neighbours.open_channel, peer_device)
-        self._speed = measure_speed(settings.threads, settings.memory, settings.home)
+        self._measured = measured
         self._held: Callable[[], int] = lambda: 0  # bytes of the windows loaded here
         self._call_off: list[Callable[[], None]] = []  # of what may take long, before anything is closed
 
@@ -297,10 +305,20 @@ class Daemon:
             name=self._identity.name,
             home=self._settings.home,
             threads=self._settings.threads,
-            speed=self._speed,
+            measured=self._measured,
             cap=self._settings.memory,
             held=self._held(),
         )
+
+
+def _measured(settings: Settings, say: Say) -> Measured:
+    """What is known of this device; the first starts take the time to find it out. Raises WindowError."""
+    known = remembered(settings.threads, settings.memory, settings.home)
+    if known is not None and known.is_certain:
+        return known
+    if known is None:
+        say("measuring this device, for a few seconds")
+    return measure(settings.threads, settings.memory, settings.home)
 
 
 def _front_door(service: FrontDoorService) -> Register:
