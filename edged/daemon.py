@@ -19,6 +19,7 @@ from edged.api.server import HttpServer
 from edged.backend import native
 from edged.backend.source import WindowSource
 from edged.cluster.admission import Admission
+from edged.cluster.assignment import Endpoint
 from edged.cluster.coordinator import Coordinator
 from edged.cluster.discovery import Announcement, DiscoveredPeer, Discovery, Role
 from edged.cluster.heart import Heart
@@ -26,6 +27,8 @@ from edged.cluster.heartbeat_service import HeartbeatService
 from edged.cluster.identity import Identity
 from edged.cluster.join_server import JoinServer
 from edged.cluster.known_models import KnownModels
+from edged.cluster.link_service import LinkService
+from edged.cluster.link_survey import LinkSurvey, Place
 from edged.cluster.member_client import MemberClient
 from edged.cluster.member_service import MemberService
 from edged.cluster.membership import Membership
@@ -157,6 +160,13 @@ class Daemon:
             say=self._say,
             on_ready=LastModel(settings.home).keep,
         )
+        survey = LinkSurvey(
+            here=Place(identity.device, identity.name, "", settings.port, run=""),
+            others=lambda: map(Place.of, membership.alive()),
+            dial=self._dial,
+            is_quiet=lambda: not head.is_busy and coordinator.state.state not in ("planning", "loading"),
+        )
+        stack.callback(survey.close)
         inside = Lead(
             identity=identity,
             catalogue=self._catalogue,
@@ -168,6 +178,7 @@ class Daemon:
             coordinator=coordinator,
             head=head,
             worker=worker,
+            survey=survey,
             profile=self._profile,
             port=settings.port,
             say=self._say,
@@ -178,7 +189,7 @@ class Daemon:
         coordinator.start()
         stack.callback(coordinator.close)
         self._call_off.append(coordinator.call_off)
-        self._serve(worker, inside, HeartbeatService(membership, inside.view).add_to)
+        self._serve(worker, inside, HeartbeatService(membership, inside.view, survey.known_of).add_to)
         admission = Admission(identity)
         stack.callback(JoinServer(identity, admission, settings.join_port).close)
         self._announce("founder", lambda _: None)
@@ -242,15 +253,19 @@ class Daemon:
         return worker
 
     def _serve(self, worker: Worker, inside: Lead | Follow, *more: Register) -> None:
-        member = MemberService(worker, self._identity.founder)
+        member = MemberService(worker, self._identity.founder, self._dial)
         services: list[Register] = [
             self._transport.add_to,
             lambda server: edged_pb2_grpc.add_MemberServicer_to_server(member, server),
             StoreService(self._catalogue).add_to,
+            LinkService().add_to,
             _front_door(FrontDoorService(inside)),
             *more,
         ]
         self._stack.callback(serve(self._identity, services, self._settings.port, RPC_THREADS).close)
+
+    def _dial(self, endpoint: Endpoint) -> grpc.Channel:
+        return connect(self._identity, endpoint.device, endpoint.host, endpoint.port)
 
     def _announce(self, role: Role, found: Callable[[DiscoveredPeer], None]) -> None:
         identity = self._identity
