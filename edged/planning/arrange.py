@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from edged.planning.cost import Problem, RingCost, Share, ring_cost, share
 from edged.planning.deal import Deal, hops_of_windows
@@ -44,8 +45,8 @@ def _all_ways(
 ) -> Iterator[Way]:
     name = device.profile.device
     n = sum(last - first for first, last in windows)
-    # Which layers are buffered, and which lie on the GPU, depends on how many are streamed. Where they differ,
-    # another number may do better than the least; for a window of many that is much to try for little.
+    # Which layers are buffered, and which lie on the GPU, depends on how many are streamed. Where they
+    # differ, another number may do better than the least; in a large window that is much to try for little.
     thorough = not of.uniform and n <= MOST_TRIED
     quicker = not thorough and _gpu_always_pays(device, of)
     for closing_gpu in (True, False) if closing and device.gpu is not None else (False,):
@@ -57,14 +58,11 @@ def _all_ways(
         for places in range(most_places + 1):
             some = False
             for gpu in _gpu_counts(device, of, n):
-                for hops in _by_streamed(name, windows, Deal(n, gpu, 0, places)):
-                    all_hops = (*hops, *tail)
-                    cost = share(device, of, all_hops)
-                    if cost.fits:
-                        some = True
-                        yield Way(all_hops, cost)
-                        if not thorough:
-                            break  # more streamed layers would be slower
+                for way in _by_streamed(device, of, windows, tail, Deal(n, gpu, 0, places)):
+                    some = True
+                    yield way
+                    if not thorough:
+                        break  # more streamed layers would be slower
                 if some and quicker:
                     break  # fewer layers on the GPU would be slower
             if not some and places > 0 and not thorough:
@@ -73,14 +71,21 @@ def _all_ways(
                 break  # nothing needs streaming
 
 
-def _by_streamed(name: str, windows: Sequence[Window], deal: Deal) -> Iterator[tuple[Hop, ...]]:
-    """The hops with ever more streamed layers, as many at least as the buffer has places in every window."""
-    if deal.read_ahead == 0:
-        yield hops_of_windows(name, windows, deal)
-        return
-    least = (deal.read_ahead - 1) * len(windows) + 1
-    for streamed in range(least, deal.layers - deal.gpu + 1):
-        yield hops_of_windows(name, windows, Deal(deal.layers, deal.gpu, streamed, deal.read_ahead))
+def _by_streamed(
+    device: DeviceCosts, of: ModelCosts, windows: Sequence[Window], tail: tuple[Hop, ...], deal: Deal
+) -> Iterator[Way]:
+    """The ways that fit with ever more streamed layers; in some window as many as the buffer has places."""
+    name, largest = device.profile.device, max(of.model.layer_bytes)
+    streamed = (deal.read_ahead - 1) * len(windows) + 1 if deal.read_ahead else 0
+    most = deal.layers - deal.gpu if deal.read_ahead else 0
+    while streamed <= most:
+        dealt = Deal(deal.layers, deal.gpu, streamed, deal.read_ahead)
+        hops = (*hops_of_windows(name, windows, dealt), *tail)
+        cost = share(device, of, hops)
+        if cost.fits:
+            yield Way(hops, cost)
+        excess = cost.memory - device.profile.memory_budget
+        streamed += max(1, int(excess // largest))  # one more frees no more than that
 
 
 def _gpu_counts(device: DeviceCosts, of: ModelCosts, n: int) -> Iterable[int]:
@@ -101,25 +106,43 @@ def _gpu_always_pays(device: DeviceCosts, of: ModelCosts) -> bool:
 
 
 def combine(
-    problem: Problem, order: Sequence[Hop], by_device: dict[str, tuple[Way, ...]], objective: Objective
-) -> RingCost | None:
-    """The best ring that picks one way per device. `order`: any hops in ring order, for who comes when."""
+    problem: Problem, owners: Sequence[str], by_device: dict[str, tuple[Way, ...]], objective: Objective
+) -> tuple[float, dict[str, Way]] | None:
+    """The best goal that picks one way per device, and the picks. `owners`: of the hops, in ring order.
+
+    The ring's time falls as the disks are allowed more, so the best limit is found by bisection.
+    """
     if not all(by_device.values()):
         return None
+    links = tuple(pairwise(owners))
+    if objective == "throughput":
+        picked = {device: min(found, key=lambda way: way.share.stage) for device, found in by_device.items()}
+        slowest = max(way.share.stage for way in picked.values())
+        return max(slowest, problem.slowest_link(links, 1)), picked
+    way_round = sum(problem.hop_s(a, b) for a, b in links)
     limits = sorted({way.share.disk for found in by_device.values() for way in found})
-    best: RingCost | None = None
-    for limit in limits:
-        picked: dict[str, Way] = {}
-        for device, found in by_device.items():
-            within = [way for way in found if way.share.disk <= limit]
-            if not within:
-                break
-            picked[device] = min(
-                within, key=lambda way: way.share.busy if objective == "latency" else way.share.stage
-            )
+    least = max(min(way.share.disk for way in found) for found in by_device.values())
+    limits = [limit for limit in limits if limit >= least]
+
+    def pick(limit: float) -> tuple[float, dict[str, Way]]:
+        picked = {
+            device: min((way for way in found if way.share.disk <= limit), key=lambda way: way.share.busy)
+            for device, found in by_device.items()
+        }
+        busy = sum(way.share.busy for way in picked.values()) + way_round
+        return max(busy, *(way.share.disk for way in picked.values())), picked
+
+    low, high = 0, len(limits) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if pick(limits[middle])[0] <= limits[middle]:
+            high = middle
         else:
-            own = {device: iter(way.hops) for device, way in picked.items()}
-            cost = ring_cost(problem, [next(own[hop.device]) for hop in order])
-            if best is None or cost.goal(objective) < best.goal(objective):
-                best = cost
-    return best
+            low = middle + 1
+    return min((pick(limits[i]) for i in (low - 1, low) if i >= 0), key=lambda one: one[0])
+
+
+def ring_of(problem: Problem, owners: Sequence[str], picked: dict[str, Way]) -> RingCost:
+    """The ring in which each device does what was picked for it."""
+    own = {device: iter(way.hops) for device, way in picked.items()}
+    return ring_cost(problem, [next(own[owner]) for owner in owners])

@@ -63,9 +63,28 @@ class Problem:
 
     def hop_s(self, source: str, target: str, n_tokens: int = 1) -> float:
         """Seconds from the end of one window's work to the start of the next one's."""
-        link = self.cluster.link(source, target)
-        overhead = self.devices[target].profile.hop_overhead_s
-        return link.latency + n_tokens * self.frame / link.bandwidth + overhead
+        latency, per_token = self._hop(source, target)
+        return latency + n_tokens * per_token
+
+    def slowest_link(self, links: Sequence[tuple[str, str]], n_tokens: int) -> float:
+        """Seconds that frames of n tokens keep the busiest link busy, one per time it is among `links`."""
+        load: dict[tuple[str, str], float] = {}
+        for ends in links:
+            load[ends] = load.get(ends, 0.0) + n_tokens * self._hop(*ends)[1]
+        return max(load.values(), default=0.0)
+
+    @cached_property
+    def _hops(self) -> dict[tuple[str, str], tuple[float, float]]:
+        return {}
+
+    def _hop(self, source: str, target: str) -> tuple[float, float]:
+        """Seconds of a hop, and those that each token adds."""
+        known = self._hops.get((source, target))
+        if known is None:
+            link = self.cluster.link(source, target)
+            overhead = self.devices[target].profile.hop_overhead_s
+            known = self._hops[source, target] = (link.latency + overhead, self.frame / link.bandwidth)
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +233,7 @@ class RingCost:
     @cached_property
     def stage(self) -> float:
         """Seconds per token of all streams together, where there are enough of them."""
-        return max(*(share.stage for share in self.shares.values()), self._slowest_link(1))
+        return max(*(share.stage for share in self.shares.values()), self.problem.slowest_link(self.links, 1))
 
     def goal(self, objective: Objective) -> float:
         return self.token if objective == "latency" else self.stage
@@ -238,7 +257,7 @@ class RingCost:
             + len(share.visits) * share.device.profile.hop_overhead_s
             for share in self.shares.values()
         ]
-        return max(*stages, self._slowest_link(self.problem.of.chunk))
+        return max(*stages, self.problem.slowest_link(self.links, self.problem.of.chunk))
 
     @cached_property
     def _chunk_ring(self) -> float:
@@ -252,14 +271,6 @@ class RingCost:
         device = self.problem.devices[last.device]
         on_gpu = device.gpu is not None and last.gpu_layers > 0
         return device.gpu.output if on_gpu and device.gpu is not None else device.cpu.output
-
-    def _slowest_link(self, n_tokens: int) -> float:
-        """Each link carries as many frames per token as the ring uses it."""
-        load: dict[tuple[str, str], float] = {}
-        for a, b in self.links:
-            bandwidth = self.problem.cluster.link(a, b).bandwidth
-            load[a, b] = load.get((a, b), 0.0) + n_tokens * self.problem.frame / bandwidth
-        return max(load.values(), default=0.0)
 
     def expectation(self) -> Expectation:
         way: dict[str, float] = {}

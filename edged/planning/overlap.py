@@ -128,8 +128,7 @@ class _Search:
         for a in range(n):
             for b in range(n):
                 if a != b:
-                    link = problem.cluster.link(names[a], names[b])
-                    self._carry[a, b] = rounds * problem.frame / link.bandwidth
+                    self._carry[a, b] = rounds * problem.slowest_link([(names[a], names[b])], 1)
                     self._hop[a, b] = rounds * problem.hop_s(names[a], names[b])
 
     def least_token(self, stage: float, bound: float) -> Counts | None:

@@ -11,9 +11,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.planning.arrange import Way, combine, ways
+from edged.planning.arrange import Way, combine, ring_of, ways
 from edged.planning.cost import Problem, RingCost
-from edged.planning.plan import Hop, Objective
+from edged.planning.plan import Objective
 from edged.planning.ring_order import orders
 
 Grid = NDArray[np.float64]
@@ -144,9 +144,6 @@ class _Search:
             owner: self._ranges.ways[owner][a, z]
             for owner, (a, z) in zip(owners, pairwise(ends), strict=True)
         }
-        hops = [
-            Hop(device=owner, first=places[a], last=places[z])
-            for owner, (a, z) in zip(owners, pairwise(ends), strict=True)
-        ]
-        hops.append(Hop(device=owners[0], first=places[-1], last=self._ranges.problem.model.n_layers))
-        return combine(self._ranges.problem, hops, by_device, self._objective)
+        owners.append(owners[0])
+        picked = combine(self._ranges.problem, owners, by_device, self._objective)
+        return None if picked is None else ring_of(self._ranges.problem, owners, picked[1])

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from edged.planning.arrange import Way, Window, combine, ways
+from edged.planning.arrange import Way, Window, combine, ring_of, ways
 from edged.planning.cost import Problem, RingCost
 from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
-from edged.planning.plan import Hop, Objective
+from edged.planning.plan import Objective
 
 
 class Windows:
@@ -24,16 +24,15 @@ class Windows:
 
     def ring(self, owners: Sequence[str], cuts: Sequence[int]) -> RingCost | None:
         """The best ring in which owners[i] runs layers [cuts[i], cuts[i + 1]); None where memory is short."""
-        hops = [
-            Hop(device=owner, first=a, last=z) for owner, (a, z) in zip(owners, pairwise(cuts), strict=True)
-        ]
-        by_device: dict[str, tuple[Way, ...]] = {}
-        for device in dict.fromkeys(owners):
-            own = tuple((hop.first, hop.last) for hop in hops if hop.device == device)
-            by_device[device] = self._ways(device, own)
-            if not by_device[device]:
-                return None
-        return combine(self._problem, hops, by_device, self._objective)
+        found = self._try(owners, cuts)
+        return None if found is None else ring_of(self._problem, owners, found[1])
+
+    def _try(self, owners: Sequence[str], cuts: Sequence[int]) -> tuple[float, dict[str, Way]] | None:
+        windows: dict[str, list[Window]] = {}
+        for owner, window in zip(owners, pairwise(cuts), strict=True):
+            windows.setdefault(owner, []).append(window)
+        by_device = {device: self._ways(device, tuple(own)) for device, own in windows.items()}
+        return combine(self._problem, owners, by_device, self._objective)
 
     def _ways(self, device: str, windows: tuple[Window, ...]) -> tuple[Way, ...]:
         key = (device, windows)
@@ -55,17 +54,18 @@ class Windows:
         owners, start = without_empty(owners, start)
         if owners[0] != self._problem.head or owners[-1] != self._problem.head:
             return None
-        best = self.ring(owners, start)
-        if best is None:
+        found = self._try(owners, start)
+        if found is None:
             return None
-        at, goal, going = start, best.goal(self._objective), True
+        at, going = start, True
         while going:
             going = False
             for moved in _moves(at, places):
-                cost = self.ring(owners, moved)
-                if cost is not None and cost.goal(self._objective) < goal * (1 - 1e-9):
-                    best, at, goal, going = cost, moved, cost.goal(self._objective), True
-        return best
+                tried = self._try(owners, moved)
+                if tried is not None and tried[0] < found[0] * (1 - 1e-9):
+                    at, found, going = moved, tried, True
+                    break
+        return ring_of(self._problem, owners, found[1])
 
 
 def snapped(cuts: Sequence[int], places: Sequence[int]) -> list[int]:
