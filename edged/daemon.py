@@ -19,6 +19,7 @@ from edged.api.server import HttpServer
 from edged.backend import native
 from edged.backend.source import WindowSource
 from edged.cluster.admission import Admission
+from edged.cluster.assignment import Endpoint
 from edged.cluster.coordinator import Coordinator
 from edged.cluster.discovery import Announcement, DiscoveredPeer, Discovery, Role
 from edged.cluster.heart import Heart
@@ -26,13 +27,16 @@ from edged.cluster.heartbeat_service import HeartbeatService
 from edged.cluster.identity import Identity
 from edged.cluster.join_server import JoinServer
 from edged.cluster.known_models import KnownModels
+from edged.cluster.link_service import LinkService
+from edged.cluster.link_survey import LinkSurvey, Place
 from edged.cluster.member_client import MemberClient
 from edged.cluster.member_service import MemberService
 from edged.cluster.membership import Membership
 from edged.cluster.neighbours import Neighbours
 from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
-from edged.device.local_device import measure_speed, profile
+from edged.device.local_device import measure, profile, remembered
+from edged.device.speed_record import Measured
 from edged.errors import EdgedError, PlanError
 from edged.frontdoor.service import FrontDoorService
 from edged.node.belonging import coordinator_address, leads, settle
@@ -85,8 +89,9 @@ def run_daemon(settings: Settings, say: Say) -> None:
             with stop_signals(leave_early()):  # it may take half a minute to find and ask the founder
                 check_ports(settings, leads(settings))
                 identity = settle(settings, say)
+                measured = _measured(settings, say)
             with ExitStack() as stack:
-                Daemon(settings, identity, say, stop, stack).start()
+                Daemon(settings, identity, measured, say, stop, stack).start()
                 stop.wait()
                 say("stopping")
     except StoppedEarly:
@@ -98,7 +103,13 @@ class Daemon:
     """One device's parts. `stack` closes them, the last started first."""
 
     def __init__(
-        self, settings: Settings, identity: Identity, say: Say, stop: StopRequest, stack: ExitStack
+        self,
+        settings: Settings,
+        identity: Identity,
+        measured: Measured,
+        say: Say,
+        stop: StopRequest,
+        stack: ExitStack,
     ) -> None:
         self._settings = settings
         self._say = say
@@ -108,7 +119,7 @@ class Daemon:
         self._catalogue = Catalogue(settings.home)
         self._neighbours = Neighbours(self._identity)
         self._transport = GrpcTransport(self._neighbours.open_channel, peer_device)
-        self._speed = measure_speed(settings.threads, settings.memory, settings.home)
+        self._measured = measured
         self._held: Callable[[], int] = lambda: 0  # bytes of the windows loaded here
         self._call_off: list[Callable[[], None]] = []  # of what may take long, before anything is closed
 
@@ -157,6 +168,13 @@ class Daemon:
             self._catalogue,
             lambda member: connect(identity, member.device, member.host, member.report.port),
         )
+        survey = LinkSurvey(
+            here=Place(identity.device, identity.name, "", settings.port, run=""),
+            others=lambda: map(Place.of, membership.alive()),
+            dial=self._dial,
+            is_quiet=lambda: not head.is_busy and coordinator.state.state not in ("planning", "loading"),
+        )
+        stack.callback(survey.close)
         inside = Lead(
             identity=identity,
             catalogue=self._catalogue,
@@ -165,6 +183,7 @@ class Daemon:
             coordinator=coordinator,
             head=head,
             worker=worker,
+            survey=survey,
             profile=self._profile,
             port=settings.port,
             say=self._say,
@@ -175,7 +194,8 @@ class Daemon:
         coordinator.start()
         stack.callback(coordinator.close)
         self._call_off += [models.call_off, coordinator.call_off]
-        self._serve(worker, inside, HeartbeatService(membership, inside.view).add_to)
+        self._serve(worker, inside, HeartbeatService(membership, inside.view, survey.known_of).add_to)
+
         admission = Admission(identity)
         stack.callback(JoinServer(identity, admission, settings.join_port).close)
         self._announce("founder", lambda _: None)
@@ -240,15 +260,19 @@ class Daemon:
         return worker
 
     def _serve(self, worker: Worker, inside: Lead | Follow, *more: Register) -> None:
-        member = MemberService(worker, self._identity.founder)
+        member = MemberService(worker, self._identity.founder, self._dial)
         services: list[Register] = [
             self._transport.add_to,
             lambda server: edged_pb2_grpc.add_MemberServicer_to_server(member, server),
             StoreService(self._catalogue).add_to,
+            LinkService().add_to,
             _front_door(FrontDoorService(inside)),
             *more,
         ]
         self._stack.callback(serve(self._identity, services, self._settings.port, RPC_THREADS).close)
+
+    def _dial(self, endpoint: Endpoint) -> grpc.Channel:
+        return connect(self._identity, endpoint.device, endpoint.host, endpoint.port)
 
     def _announce(self, role: Role, found: Callable[[DiscoveredPeer], None]) -> None:
         identity = self._identity
@@ -303,10 +327,20 @@ class Daemon:
             name=self._identity.name,
             home=self._settings.home,
             threads=self._settings.threads,
-            speed=self._speed,
+            measured=self._measured,
             cap=self._settings.memory,
             held=self._held(),
         )
+
+
+def _measured(settings: Settings, say: Say) -> Measured:
+    """What is known of this device; the first starts take the time to find it out. Raises WindowError."""
+    known = remembered(settings.threads, settings.memory, settings.home)
+    if known is not None and known.is_certain:
+        return known
+    if known is None:
+        say("measuring this device, for a few seconds")
+    return measure(settings.threads, settings.memory, settings.home)
 
 
 def _front_door(service: FrontDoorService) -> Register:

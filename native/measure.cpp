@@ -1,13 +1,11 @@
 #include "measure.hpp"
 
 #include <ggml-alloc.h>
-#include <ggml-backend.h>
-#include <ggml-cpp.h>
 #include <ggml.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
-#include <string>
 #include <vector>
 
 #include "error.hpp"
@@ -17,141 +15,185 @@ namespace edged {
 
 namespace {
 
-constexpr ggml_type kWeightType =
-    GGML_TYPE_Q4_0;                         // the commonest 4-bit layout, repacked by ggml where it can
-constexpr int64_t kColumns = 2048;          // as wide as a small model's state
-constexpr int64_t kRows = 2048;             // of one block of weights
-constexpr int64_t kBatch = 32;              // tokens in the matrix-matrix product: a chunk of the ring, and a
-                                            // run so short that another program seldom interrupts it
-constexpr int64_t kMostWeights = 64 << 20;  // bytes; more than most caches hold, and quickly made
+constexpr int64_t kCpuSide = 2048;      // rows and columns of one matrix: as wide as a small model's state
+constexpr int64_t kGpuSide = 4096;      // large enough that starting its product is not what takes the time
+constexpr int64_t kProbeColumns = 512;  // llama.cpp chooses buffers by a product of this width
+constexpr int kLeastRuns = 3;           // on a machine too slow for more
+
+// Those that ggml has a quantiser for.
+constexpr std::array kMeasurable{
+    GGML_TYPE_F32,     GGML_TYPE_F16,   GGML_TYPE_BF16,  GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,   GGML_TYPE_Q5_0,
+    GGML_TYPE_Q5_1,    GGML_TYPE_Q8_0,  GGML_TYPE_Q2_K,  GGML_TYPE_Q3_K,   GGML_TYPE_Q4_K,   GGML_TYPE_Q5_K,
+    GGML_TYPE_Q6_K,    GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS, GGML_TYPE_IQ3_S,
+    GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ2_S, GGML_TYPE_MXFP4,
+};
 
 using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
 
 // The buffer type that llama.cpp would put such weights into: repacked where the CPU has kernels for it.
-ggml_backend_buffer_type_t weights_buffer_type(ggml_backend_dev_t cpu, ggml_tensor* product,
-                                               ggml_tensor* weights) {
-    auto* extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts"));
-    ggml_backend_buffer_type_t* type = extra == nullptr ? nullptr : extra(cpu);
-    for (; type != nullptr && *type != nullptr; ++type) {
-        const ggml_backend_buffer_ptr probe(ggml_backend_buft_alloc_buffer(*type, 0));
+// Null where the device cannot multiply them at all.
+ggml_backend_buffer_type_t weights_buffer_type(ggml_backend_dev_t device, ggml_type type, int64_t side,
+                                               bool repack) {
+    const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 3, nullptr, true}));
+    if (!context) throw WindowFailure("no memory to measure with");
+    ggml_tensor* weights = ggml_new_tensor_2d(context.get(), type, side, side);
+    ggml_tensor* input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, side, kProbeColumns);
+    ggml_tensor* product = ggml_mul_mat(context.get(), weights, input);
+    const auto supported = [&](ggml_backend_buffer_type_t candidate) {
+        const ggml_backend_buffer_ptr probe(ggml_backend_buft_alloc_buffer(candidate, 0));
         weights->buffer = probe.get();
-        const bool supported = probe != nullptr && ggml_backend_dev_supports_op(cpu, product);
+        const bool fits = probe != nullptr && ggml_backend_dev_supports_op(device, product);
         weights->buffer = nullptr;
-        if (supported) return *type;
+        return fits;
+    };
+    auto* extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
+    ggml_backend_buffer_type_t* candidate = extra == nullptr || !repack ? nullptr : extra(device);
+    for (; candidate != nullptr && *candidate != nullptr; ++candidate) {
+        if (supported(*candidate)) return *candidate;
     }
-    return ggml_backend_dev_buffer_type(cpu);
+    ggml_backend_buffer_type_t plain = ggml_backend_dev_buffer_type(device);
+    return supported(plain) ? plain : nullptr;
 }
 
-// Products W x of `blocks` matrices W, each of kRows x kColumns weights, with one x of `batch` columns.
-// Weights are in blocks, as a model's are: a repacking buffer takes a tensor only as a whole, and so the copy
-// that it is filled from need be no larger than one block.
+// Products W x of `count` matrices W, each of side x side weights, with one x of `batch` columns. There are
+// many, as in a model: a repacking buffer takes a tensor only as a whole, and so the copy that it is filled
+// from need be no larger than one of them.
 class Products {
   public:
-    Products(ggml_backend_t backend, int64_t blocks, int64_t batch) : backend_(backend) {
-        const auto tensors = static_cast<size_t>(blocks);
-        const ggml_init_params params{ggml_tensor_overhead() * (tensors + 2) + graph_overhead(tensors),
-                                      nullptr, true};
-        weight_context_.reset(ggml_init(params));
-        graph_context_.reset(ggml_init(params));
-        if (!weight_context_ || !graph_context_) throw WindowFailure("no memory to measure with");
-        ggml_tensor* input = ggml_new_tensor_2d(graph_context_.get(), GGML_TYPE_F32, kColumns, batch);
-        graph_ = ggml_new_graph_custom(graph_context_.get(), nodes(tensors), false);
-        ggml_tensor* product = nullptr;
-        for (int64_t i = 0; i < blocks; ++i) {
-            weights_.push_back(ggml_new_tensor_2d(weight_context_.get(), kWeightType, kColumns, kRows));
-            product = ggml_mul_mat(graph_context_.get(), weights_.back(), input);
-            ggml_build_forward_expand(graph_, product);
+    Products(ggml_backend_t backend, ggml_backend_buffer_type_t place, ggml_type type, int64_t side,
+             int64_t count)
+        : backend_(backend), type_(type), side_(side) {
+        weight_context_.reset(
+            ggml_init({ggml_tensor_overhead() * static_cast<size_t>(count), nullptr, true}));
+        if (!weight_context_) throw WindowFailure("no memory to measure with");
+        for (int64_t i = 0; i < count; ++i) {
+            weights_.push_back(ggml_new_tensor_2d(weight_context_.get(), type, side, side));
+        }
+        weight_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(weight_context_.get(), place));
+        if (!weight_buffer_) throw WindowFailure("no memory to measure with");
+        fill_weights();
+    }
+
+    // The least time of one run over the first `count` matrices, in seconds, over about `budget`.
+    double best_time(int64_t count, int64_t batch, Seconds budget) {
+        const auto tensors = static_cast<size_t>(count);
+        const size_t nodes = 2 * tensors + 2;
+        const ggml_context_ptr context(
+            ggml_init({ggml_tensor_overhead() * (tensors + 2) + ggml_graph_overhead_custom(nodes, false),
+                       nullptr, true}));
+        if (!context) throw WindowFailure("no memory to measure with");
+        ggml_tensor* input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, side_, batch);
+        ggml_cgraph* graph = ggml_new_graph_custom(context.get(), nodes, false);
+        for (size_t i = 0; i < tensors; ++i) {
+            ggml_build_forward_expand(graph, ggml_mul_mat(context.get(), weights_[i], input));
+        }
+        const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend_));
+        if (!buffer) throw WindowFailure("no memory to measure with");
+        const std::vector<float> row = some_values();
+        for (int64_t i = 0; i < batch; ++i) {
+            ggml_backend_tensor_set(input, row.data(), i * input->nb[1], row.size() * sizeof(float));
         }
 
-        ggml_backend_dev_t device = ggml_backend_get_device(backend);
-        weight_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(
-            weight_context_.get(), weights_buffer_type(device, product, weights_.back())));
-        graph_buffer_.reset(ggml_backend_alloc_ctx_tensors(graph_context_.get(), backend));
-        if (!weight_buffer_ || !graph_buffer_) throw WindowFailure("no memory to measure with");
-        fill(input);
-    }
-
-    int64_t weight_bytes() const { return static_cast<int64_t>(weights_.size()) * block_bytes(); }
-    int64_t weight_count() const { return static_cast<int64_t>(weights_.size()) * kRows * kColumns; }
-
-    static int64_t block_bytes() {
-        return kRows * static_cast<int64_t>(ggml_row_size(kWeightType, kColumns));
-    }
-
-    // The least time of one run, in seconds, over about `budget`.
-    double best_time(std::chrono::duration<double> budget) {
-        run();  // starts the threads, brings the pages in
+        run(graph);  // starts the threads, brings the pages in
         double best = 1e9;
         const auto end = Clock::now() + budget;
-        do {
+        for (int runs = 0; runs < kLeastRuns || Clock::now() < end; ++runs) {
             const auto start = Clock::now();
-            run();
-            best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
-        } while (Clock::now() < end);
-        return best;
+            run(graph);
+            best = std::min(best, Seconds(Clock::now() - start).count());
+        }
+        return std::max(best, 1e-9);
     }
 
   private:
-    static size_t nodes(size_t blocks) { return 2 * blocks + 2; }
-    static size_t graph_overhead(size_t blocks) { return ggml_graph_overhead_custom(nodes(blocks), false); }
-
-    void run() {
-        if (ggml_backend_graph_compute(backend_, graph_) != GGML_STATUS_SUCCESS) {
+    void run(ggml_cgraph* graph) {
+        if (ggml_backend_graph_compute(backend_, graph) != GGML_STATUS_SUCCESS) {
             throw WindowFailure("ggml could not run a matrix product");
         }
     }
 
     // Ordinary values: denormals or infinities would be slower than any model is.
-    void fill(ggml_tensor* input) {
-        std::vector<float> row(kColumns);
-        for (int64_t i = 0; i < kColumns; ++i) row[i] = static_cast<float>((i * 37) % 101 - 50) / 50.0F;
-        const size_t row_bytes = ggml_row_size(kWeightType, kColumns);
-        std::vector<char> block(kRows * row_bytes);
-        ggml_quantize_chunk(kWeightType, row.data(), block.data(), 0, 1, kColumns, nullptr);
-        for (size_t at = row_bytes; at < block.size(); at += row_bytes) {
-            std::copy_n(block.begin(), row_bytes, block.begin() + at);
+    std::vector<float> some_values() const {
+        std::vector<float> row(static_cast<size_t>(side_));
+        for (size_t i = 0; i < row.size(); ++i) {
+            row[i] = static_cast<float>(static_cast<int>(i * 37 % 101) - 50) / 50.0F;
+        }
+        return row;
+    }
+
+    void fill_weights() {
+        const std::vector<float> row = some_values();
+        const std::vector<float> importance(row.size(), 1.0F);  // the smallest types demand it
+        const size_t row_bytes = ggml_row_size(type_, side_);
+        std::vector<char> matrix(static_cast<size_t>(side_) * row_bytes);
+        ggml_quantize_chunk(type_, row.data(), matrix.data(), 0, 1, side_, importance.data());
+        for (size_t at = row_bytes; at < matrix.size(); at += row_bytes) {
+            std::copy_n(matrix.begin(), row_bytes, matrix.begin() + static_cast<ptrdiff_t>(at));
         }
         for (ggml_tensor* weights : weights_) {
-            ggml_backend_tensor_set(weights, block.data(), 0, block.size());
-        }
-        for (int64_t i = 0; i < input->ne[1]; ++i) {
-            ggml_backend_tensor_set(input, row.data(), i * input->nb[1], kColumns * sizeof(float));
+            ggml_backend_tensor_set(weights, matrix.data(), 0, matrix.size());
         }
     }
 
     ggml_backend_t backend_;
+    const ggml_type type_;
+    const int64_t side_;
     ggml_context_ptr weight_context_;
-    ggml_context_ptr graph_context_;
     ggml_backend_buffer_ptr weight_buffer_;
-    ggml_backend_buffer_ptr graph_buffer_;
     std::vector<ggml_tensor*> weights_;
-    ggml_cgraph* graph_ = nullptr;
 };
+
+ggml_backend_dev_t device_called(const std::string& name) {
+    ggml_backend_dev_t device = ggml_backend_dev_by_name(name.c_str());
+    if (device == nullptr) throw WindowFailure("ggml knows no device called '" + name + "' here");
+    return device;
+}
+
+void check(const ProductOptions& options) {
+    if (std::find(kMeasurable.begin(), kMeasurable.end(), options.type) == kMeasurable.end()) {
+        throw WindowFailure("tensor type " + std::to_string(options.type) + " cannot be measured");
+    }
+    if (options.batch < 1 || options.batch > 4096) throw WindowFailure("measure with 1 to 4096 tokens");
+    if (options.milliseconds < 1 || options.milliseconds > 60'000) {
+        throw WindowFailure("measure for 1 to 60000 ms");
+    }
+}
 
 }  // namespace
 
-Speed measure(int64_t n_threads, int64_t milliseconds, int64_t memory) {
+Meter::Meter(const std::string& device, int64_t n_threads) {
     if (n_threads < 1 || n_threads > GGML_MAX_N_THREADS) {
         throw WindowFailure("cannot measure with " + std::to_string(n_threads) + " threads");
     }
     take_over_log();
-    if (milliseconds < 1 || milliseconds > 60'000) throw WindowFailure("measure for 1 to 60000 ms");
-    const ggml_backend_ptr backend(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
-    if (!backend) throw WindowFailure("ggml has no CPU backend");
+    backend_.reset(ggml_backend_dev_init(device_called(device), nullptr));
+    if (!backend_) throw WindowFailure("ggml cannot use the device " + device);
     auto* set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(ggml_backend_get_device(backend.get())), "ggml_backend_set_n_threads"));
-    if (set_threads != nullptr) set_threads(backend.get(), static_cast<int>(n_threads));
+        ggml_backend_dev_backend_reg(ggml_backend_get_device(backend_.get())), "ggml_backend_set_n_threads"));
+    if (set_threads != nullptr) set_threads(backend_.get(), static_cast<int>(n_threads));
+}
 
-    const std::chrono::duration<double> half(static_cast<double>(milliseconds) / 2000.0);
-    const int64_t blocks = std::max<int64_t>(1, std::min(memory, kMostWeights) / Products::block_bytes());
+std::optional<Speed> Meter::products(const ProductOptions& options) {
+    check(options);
+    const std::lock_guard locked(lock_);
+    ggml_backend_dev_t device = ggml_backend_get_device(backend_.get());
+    const int64_t side = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU ? kCpuSide : kGpuSide;
+    const auto type = static_cast<ggml_type>(options.type);
+    ggml_backend_buffer_type_t place = weights_buffer_type(device, type, side, options.repack);
+    if (place == nullptr) return std::nullopt;
+
+    const int64_t matrix_bytes = side * static_cast<int64_t>(ggml_row_size(type, side));
+    const int64_t count = std::clamp<int64_t>(options.memory / matrix_bytes, 1, 4096);
+    const Seconds half(static_cast<double>(options.milliseconds) / 2000.0);
+    Products products(backend_.get(), place, type, side, count);
     Speed speed;
-    {
-        Products vector(backend.get(), blocks, 1);
-        speed.bandwidth = static_cast<double>(vector.weight_bytes()) / vector.best_time(half);
-    }
-    Products matrix(backend.get(), 1, kBatch);
-    speed.flops = 2.0 * static_cast<double>(matrix.weight_count() * kBatch) / matrix.best_time(half);
+    speed.bandwidth = static_cast<double>(count * matrix_bytes) / products.best_time(count, 1, half);
+    // Few matrices: a run so short that another program seldom interrupts it.
+    const int64_t few = std::min<int64_t>(count, 2);
+    const auto operations = static_cast<double>(2 * few * side * side * options.batch);
+    speed.flops = operations / products.best_time(few, options.batch, half);
     return speed;
 }
 

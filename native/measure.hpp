@@ -1,7 +1,13 @@
-// How fast this machine's CPU runs the two products that a model consists of.
+// How fast a ggml device runs the two products that a model consists of, per type of weights.
 #pragma once
 
+#include <ggml-backend.h>
+#include <ggml-cpp.h>
+
 #include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
 
 namespace edged {
 
@@ -10,8 +16,29 @@ struct Speed {
     double flops = 0;      // multiply-adds x 2 per second, matrix times matrix
 };
 
-// Takes about `milliseconds` and a short set-up, and up to `memory` bytes of weights, but some at least;
-// throws WindowFailure if ggml refuses.
-Speed measure(int64_t n_threads, int64_t milliseconds, int64_t memory);
+struct ProductOptions {
+    int type = 0;              // of the weights, as ggml numbers them
+    bool repack = true;        // into the layout that llama.cpp gives to weights that it holds in memory
+    int64_t batch = 1;         // tokens in the matrix-matrix product
+    int64_t milliseconds = 0;  // for both products, set-up aside
+    int64_t memory = 0;        // bytes of weights, at most; but some at least
+};
+
+// One ggml device, ready to compute. All methods throw WindowFailure.
+class Meter {
+  public:
+    // `device` is a name from devices(); the threads are the CPU's.
+    Meter(const std::string& device, int64_t n_threads);
+
+    // Nothing where the device cannot multiply such weights.
+    std::optional<Speed> products(const ProductOptions& options);
+
+  private:
+    std::mutex lock_;
+    ggml_backend_ptr backend_;
+};
+
+// Bytes per second that `n_threads` of the CPU read from `memory` bytes together.
+double read_bandwidth(int64_t n_threads, int64_t milliseconds, int64_t memory);
 
 }  // namespace edged

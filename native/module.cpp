@@ -179,12 +179,19 @@ NB_MODULE(_native, m) {
             return list;
         },
         "What ggml can compute on: (name, description, kind, free bytes, total bytes).");
-    m.def(
-        "measure",
-        [](int64_t n_threads, int64_t milliseconds, int64_t memory) {
-            const edged::Speed speed = edged::measure(n_threads, milliseconds, memory);
-            return std::make_pair(speed.bandwidth, speed.flops);
-        },
-        "n_threads"_a, "milliseconds"_a, "memory"_a, unlocked,
-        "(bytes of weights per second of a matrix-vector product, flops of a matrix-matrix product).");
+    nb::class_<edged::Meter>(m, "Meter")
+        .def(nb::init<const std::string&, int64_t>(), "device"_a, "n_threads"_a, unlocked)
+        .def(
+            "products",
+            [](edged::Meter& meter, int type, bool repack, int64_t batch, int64_t milliseconds,
+               int64_t memory) -> std::optional<std::pair<double, double>> {
+                const auto speed = meter.products({type, repack, batch, milliseconds, memory});
+                if (!speed) return std::nullopt;
+                return std::make_pair(speed->bandwidth, speed->flops);
+            },
+            "type"_a, "repack"_a, "batch"_a, "milliseconds"_a, "memory"_a, unlocked,
+            "(bytes of weights per second of a matrix-vector product, flops of a matrix-matrix product), or "
+            "None where the device cannot multiply such weights.");
+    m.def("read_bandwidth", edged::read_bandwidth, "n_threads"_a, "milliseconds"_a, "memory"_a, unlocked,
+          "Bytes per second that the CPU's threads read from memory together.");
 }

@@ -20,7 +20,7 @@ _log = logging.getLogger("edged.llama")
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What the CPU does with a model's weights, measured on 4-bit ones."""
+    """What a processor does with weights of one type."""
 
     bandwidth: float  # bytes of weights per second, matrix times vector: decoding
     flops: float  # multiply-adds x 2 per second, matrix times matrix: prefill
@@ -37,13 +37,42 @@ class GgmlDevice:
     memory_total: int
 
 
-def measure(n_threads: int, milliseconds: int = 200, memory: int = 64 * 2**20) -> Speed:
-    """Takes little longer than `milliseconds`, and little more than `memory` bytes (a few MB at least, 64 MiB
-    at most). Raises WindowError.
+class Meter:
+    """Measures one ggml device, such as "CPU". Raises WindowError where ggml cannot use it.
+
+    What is multiplied is what a model would have: llama.cpp's layout in memory, its kernels, its threads.
     """
-    bandwidth, flops = _native.measure(n_threads, milliseconds, memory)
-    _pass_on_log()
-    return Speed(bandwidth, flops)
+
+    def __init__(self, device: str, n_threads: int) -> None:
+        self._meter = _native.Meter(device, n_threads)
+        self._types = {name: number for number, name, _, _ in _native.tensor_types()}
+
+    def products(
+        self, ggml_type: str, *, batch: int, milliseconds: int, memory: int, repack: bool = True
+    ) -> Speed | None:
+        """The best of several runs, at least three; None where the device cannot multiply such weights.
+
+        batch: tokens in the matrix-matrix product.  milliseconds: for both products, set-up aside.
+        memory: bytes of weights, at most; but one matrix at least (up to 16 MiB on the CPU, 64 on a GPU).
+        repack: whether the weights get the layout of those held in memory, or keep the one of the file.
+        Raises WindowError.
+        """
+        number = self._types.get(ggml_type)
+        if number is None:
+            return None
+        try:
+            measured = self._meter.products(number, repack, batch, milliseconds, memory)
+        finally:
+            _pass_on_log()
+        return None if measured is None else Speed(*measured)
+
+
+def read_bandwidth(n_threads: int, milliseconds: int, memory: int) -> float:
+    """Bytes per second of plain reading by `n_threads` threads, from `memory` bytes allocated for it.
+
+    Raises WindowError.
+    """
+    return float(_native.read_bandwidth(n_threads, milliseconds, memory))
 
 
 def devices() -> tuple[GgmlDevice, ...]:

@@ -23,6 +23,7 @@ VERBS = {
     "stop": "stop",
     "status": "status",
     "token": "token",
+    "profile": "profile",
     "models": "models",
     "import": "import_model",
     "pull": "pull",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
 from edged.cluster.assignment import Assignment, Endpoint, EpochAnswer, EpochNotice
+from edged.cluster.link_probe import measure_link
+from edged.cluster.messages import LinkQuery
 from edged.cluster.worker import Worker
 from edged.errors import UntrustedPeerError
 from edged.rpc import edged_pb2, edged_pb2_grpc
@@ -15,11 +17,12 @@ from edged.rpc.status import guard
 
 
 class MemberService(edged_pb2_grpc.MemberServicer):
-    """Answers the coordinator and nobody else."""
+    """Answers the coordinator and nobody else. `dial`: a channel to a device, closed after use."""
 
-    def __init__(self, worker: Worker, coordinator: str) -> None:
+    def __init__(self, worker: Worker, coordinator: str, dial: Callable[[Endpoint], grpc.Channel]) -> None:
         self._worker = worker
         self._coordinator = coordinator
+        self._dial = dial
 
     @guard
     def Prepare(
@@ -48,6 +51,17 @@ class MemberService(edged_pb2_grpc.MemberServicer):
         self._check(context)
         return self._answer()
 
+    @guard
+    def MeasureLink(self, request: edged_pb2.Document, context: grpc.ServicerContext) -> edged_pb2.Document:
+        self._check(context)
+        target = _reachable(LinkQuery.unpack(request.body).target, peer_host(context))
+        channel = self._dial(target)
+        context.add_callback(channel.close)  # also where the coordinator does not wait for the answer
+        try:
+            return edged_pb2.Document(body=measure_link(channel, target.name).pack())
+        finally:
+            channel.close()
+
     def _check(self, context: grpc.ServicerContext) -> None:
         if peer_device(context) != self._coordinator:
             raise UntrustedPeerError("only the coordinator of the cluster may ask this")
@@ -57,9 +71,10 @@ class MemberService(edged_pb2_grpc.MemberServicer):
 
 
 def _with_host(assignment: Assignment, host: str) -> Assignment:
+    endpoints = tuple(_reachable(endpoint, host) for endpoint in assignment.endpoints)
+    return assignment.model_copy(update={"endpoints": endpoints})
+
+
+def _reachable(endpoint: Endpoint, host: str) -> Endpoint:
     """The coordinator does not know by which of its addresses it is reached; whoever it calls does."""
-
-    def known(endpoint: Endpoint) -> Endpoint:
-        return endpoint if endpoint.host else endpoint.model_copy(update={"host": host})
-
-    return assignment.model_copy(update={"endpoints": tuple(map(known, assignment.endpoints))})
+    return endpoint if endpoint.host else endpoint.model_copy(update={"host": host})

@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from edged.cluster.assignment import Endpoint
 from edged.documents import Document
 from edged.planning.plan import Plan
-from edged.planning.profile import DeviceProfile
+from edged.planning.profile import DeviceProfile, LinkProfile
 from edged.rpc.messages import MemberStatus
 
 DeviceName = Field(pattern=r"^[^\p{C}]{1,63}$")  # no control characters: it is shown in terminals
@@ -45,6 +46,18 @@ class ClusterView(Document):
     problem: str = ""
     model: str = ""  # name of the model in the ring
     plan: Plan | None = None
+    links: tuple[LinkProfile, ...] = ()  # measured ones, to and from the device that asks
+
+
+class LinkQuery(Document):
+    """Measure the way from the device that is asked to `target`."""
+
+    target: Endpoint
+
+
+class LinkAnswer(Document):
+    latency: float = Field(ge=0)  # seconds one way
+    bandwidth: float = Field(gt=0)  # bytes per second
 
 
 class LeaveNotice(Document):

@@ -11,7 +11,10 @@ UNLIMITED = 1 << 60  # v1 writes a huge page-rounded number for "no limit"
 
 @dataclass(frozen=True, slots=True)
 class CgroupMemory:
-    """Bytes: the limit, and what of it is taken by memory that cannot be given back at once."""
+    """Bytes: the limit, and what of it is taken by memory that the kernel does not give back on demand.
+
+    The page cache, files read or mapped, is given back; so layers that edged itself reads do not count.
+    """
 
     limit: int
     taken: int
@@ -35,10 +38,10 @@ def _limits(proc: Path) -> Iterator[CgroupMemory]:
     for line in (proc / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "" and "cgroup2" in mounts:
-            names = ("memory.max", "memory.current", "inactive_file")
+            names = ("memory.max", "memory.current", "")
             folder = _folder(mounts["cgroup2"], path)
         elif "memory" in controllers.split(",") and "cgroup" in mounts:
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
             folder = _folder(mounts["cgroup"], path)
         else:
             continue
@@ -67,13 +70,23 @@ def _folder(mount: tuple[str, Path], path: str) -> Path:
     return folder if folder.is_dir() else top
 
 
-def _read(folder: Path, limit_name: str, usage_name: str, reclaimable: str) -> CgroupMemory | None:
+def _read(folder: Path, limit_name: str, usage_name: str, prefix: str) -> CgroupMemory | None:
+    """`prefix`: of the names in memory.stat that count descendants too."""
     try:
-        text = (folder / limit_name).read_text().strip()
-        if text == "max" or int(text) >= UNLIMITED:
+        limits = [_limit(folder / limit_name)]
+        if (folder / "memory.high").is_file():  # above it processes are held up, which is worse than less
+            limits.append(_limit(folder / "memory.high"))
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        if limit is None:
             return None
         usage = int((folder / usage_name).read_text())
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        cache = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
     except (OSError, ValueError):
         return None
-    return CgroupMemory(limit=int(text), taken=max(0, usage - int(stat.get(reclaimable, 0))))
+    return CgroupMemory(limit=limit, taken=max(0, usage - cache))
+
+
+def _limit(path: Path) -> int | None:
+    text = path.read_text().strip()
+    return None if text == "max" or int(text) >= UNLIMITED else int(text)

@@ -1,26 +1,32 @@
-"""This device as the planner should see it: measured once for speed, read anew for memory and disk."""
+"""This device as the planner should see it: measured for speed and remembered, read anew for what is free."""
 
 from __future__ import annotations
 
-import platform
 import shutil
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
-from edged.backend.native import Speed, measure
+from edged import __version__
+from edged.backend import native
+from edged.device import disk, machine, processors
 from edged.device.cgroup import tightest_limit
-from edged.device.speed_record import best_of
-from edged.planning.profile import DeviceProfile
+from edged.device.speed_record import Measured, SpeedRecord
+from edged.planning.profile import DeviceProfile, ProcessorProfile
+from edged.rpc.messages import Progress
 
 KEEP_FREE = 0.1  # of the memory that is free now: other programs live here too
 RUNTIME_BYTES = 160 * 2**20  # the daemon itself: 116 MiB when idle, 22 the child for templates, and buffers
 MEASURED_SHARE = 8  # a measurement takes one part in so many of the memory for models
+USUAL_TYPE = "q4_0"  # of a profile's one figure for all types
 
 
 def memory_budget(cap: int | None, held: int) -> int:
     """Bytes edged may hold in layers and caches: what is free now and what it holds already, within limits.
 
+    Swap counts for nothing: weights in it would be read back for every token.
     cap: the user's own limit (--memory), None for none.  held: bytes of windows loaded at this moment.
     """
     free = psutil.virtual_memory().available
@@ -32,26 +38,94 @@ def memory_budget(cap: int | None, held: int) -> int:
     return max(0, budget - RUNTIME_BYTES)
 
 
-def measure_speed(threads: int, cap: int | None, home: Path) -> Speed:
-    """How fast this device computes, measured with a small share of what `memory_budget` allows.
+def circumstances(threads: int, cap: int | None, home: Path) -> str:
+    """All that a measurement depends on: while this is the same, it need not be repeated."""
+    cgroup = tightest_limit()
+    facts = (
+        f"edged {__version__}",
+        f"llama-cpp-python {version('llama-cpp-python')}",
+        native.system_info(),
+        machine.describe(),
+        f"{threads} threads",
+        f"memory {cap}",
+        f"cgroup {None if cgroup is None else cgroup.limit}",
+        f"disk {disk.file_system(home)}",
+        *(f"{device.name}: {device.description}" for device in processors.computing_devices()),
+        *processors.TYPES,
+    )
+    return "\n".join(facts)
 
-    The best is kept in `home`, so that a start in a busy moment does not make the device seem slow.
+
+def remembered(threads: int, cap: int | None, home: Path) -> Measured | None:
+    """What earlier measurements found, if nothing has changed since."""
+    return SpeedRecord(home).find(circumstances(threads, cap, home))
+
+
+def measure(
+    threads: int,
+    cap: int | None,
+    home: Path,
+    report: Callable[[Progress], None] = lambda _: None,
+    *,
+    afresh: bool = False,
+) -> Measured:
+    """Measures this device, a few seconds long, and remembers the result in `home`, which exists.
+
+    afresh: forget what was measured before; otherwise the best of both counts. Raises WindowError where the
+    CPU cannot be measured.
     """
-    measured = measure(threads, memory=memory_budget(cap, held=0) // MEASURED_SHARE)
-    return best_of(measured, threads, home / "run" / "speed")
+    done, total = 0, processors.steps() + 2
+
+    def step() -> None:
+        nonlocal done
+        report(Progress(stage="measuring this device", done=done, total=max(total, done + 1)))
+        done += 1
+
+    of = circumstances(threads, cap, home)
+    room = memory_budget(cap, held=0) // MEASURED_SHARE
+    found = processors.measure_processors(threads, room, step)
+    speed = disk.measure_disk(home, room, step)
+    report(Progress(stage="measuring this device", done=done, total=done, finished=True))
+    measured = Measured(of=of, processors=found, disk_sequential=speed.sequential, disk_random=speed.random)
+    record = SpeedRecord(home)
+    before = record.find(of)
+    if before is not None and not afresh:
+        measured = measured.with_best_of(before)
+    record.keep(measured)
+    return measured
 
 
 def profile(
-    *, device: str, name: str, home: Path, threads: int, speed: Speed, cap: int | None, held: int
+    *, device: str, name: str, home: Path, threads: int, measured: Measured, cap: int | None, held: int
 ) -> DeviceProfile:
-    """The profile to plan with; `speed` was measured at the start of the daemon."""
+    """The profile to plan with, as of now. `held`: bytes of windows that edged has loaded here."""
+    usual = measured.processors[0].speed(USUAL_TYPE)
     return DeviceProfile(
         device=device,
         name=name,
         memory_budget=memory_budget(cap, held),
         disk_free=shutil.disk_usage(home).free,
         threads=threads,
-        bandwidth=speed.bandwidth,
-        flops=speed.flops,
-        system=f"{platform.system()} {platform.machine()}, {psutil.cpu_count(logical=False) or 1} cores",
+        bandwidth=usual.decode,
+        flops=usual.prefill,
+        system=machine.describe(),
+        os=machine.operating_system(),
+        processors=_with_free_memory(measured.processors),
+        disk_sequential=measured.disk_sequential,
+        disk_random=measured.disk_random,
+    )
+
+
+def _with_free_memory(found: tuple[ProcessorProfile, ...]) -> tuple[ProcessorProfile, ...]:
+    """GPUs with what their own memory has free at this moment."""
+    if len(found) < 2:
+        return found
+    free = {device.name: device.memory_free for device in processors.computing_devices()}
+    return tuple(
+        processor
+        if processor.kind == "cpu" or processor.shares_memory
+        else processor.model_copy(
+            update={"memory_budget": int(free.get(processor.name, 0) * (1 - KEEP_FREE))}
+        )
+        for processor in found
     )

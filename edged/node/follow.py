@@ -90,6 +90,7 @@ class Follow:
             model=view.model if view is not None else "",
             plan=view.plan if view is not None else None,
             members=view.members if view is not None else (),
+            links=view.links if view is not None else (),
         )
 
     # ---- DaemonView

@@ -10,6 +10,7 @@ from edged.api.daemon_view import Statistics
 from edged.cluster.coordinator import Coordinator
 from edged.cluster.identity import Identity
 from edged.cluster.known_models import KnownModels
+from edged.cluster.link_survey import LinkSurvey
 from edged.cluster.membership import MemberEvent, Membership
 from edged.cluster.messages import ClusterView
 from edged.cluster.worker import Worker
@@ -37,6 +38,7 @@ class Lead:
         coordinator: Coordinator,
         head: Head,
         worker: Worker,
+        survey: LinkSurvey,
         profile: Callable[[], DeviceProfile],
         port: int,
         say: Callable[[str], None],
@@ -48,6 +50,7 @@ class Lead:
         self._coordinator = coordinator
         self._head = head
         self._worker = worker
+        self._survey = survey
         self._profile = profile
         self._port = port
         self._say = say
@@ -95,6 +98,7 @@ class Lead:
             active_requests=engine.active,
             waiting_requests=engine.waiting,
             measured_tpot_ms=engine.tpot_ms,
+            links=self._survey.known(),
         )
 
     # ---- DaemonView
@@ -139,6 +143,7 @@ class Lead:
             self._coordinator.ring_broke(broken.epoch, why, broken.offender)
         if event.kind in _SAID:
             self._say(f"{event.member.report.name} {_SAID[event.kind]}")
+        self._survey.members_changed()
         if event.kind in ("joined", "changed"):
             self._models.meet(event.member)
         if event.kind == "joined":

@@ -13,6 +13,7 @@ from edged.errors import PlanError
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 FlashAttention = Literal["auto", "on", "off"]
 WireType = Literal["f32", "f16", "q8"]
+Objective = Literal["latency", "throughput"]
 
 
 class ContextOptions(Document):
@@ -32,12 +33,18 @@ class Hop(Document):
     device: str
     first: int = Field(ge=0)
     last: int = Field(ge=1)
-    streamed: int = Field(default=0, ge=0)  # of these layers, how many are read again for every token
-    gpu_layers: int = Field(default=0, ge=0)
+    streamed: int = Field(default=0, ge=0)  # the last so many are read again for every token
+    gpu_layers: int = Field(default=0, ge=0)  # those before the streamed ones; the first stay in memory
+    read_ahead: int = Field(default=0, ge=0)  # streamed layers that its device's read-ahead buffer holds
 
     @property
     def n_layers(self) -> int:
         return self.last - self.first
+
+    @property
+    def resident(self) -> int:
+        """Layers that the CPU runs out of memory."""
+        return self.n_layers - self.streamed - self.gpu_layers
 
 
 class LeftOut(Document):
@@ -45,6 +52,22 @@ class LeftOut(Document):
 
     device: str
     reason: str
+    would_cost_ms: float | None = None  # per token, more than the plan's, with the device in the ring
+
+
+class DeviceExpectation(Document):
+    """What the planner expects of one device in the ring, per generated token."""
+
+    device: str
+    compute_ms: float  # its windows, one after the other
+    stall_ms: float  # waiting for layers from disk in the middle of a window
+    hop_ms: float  # frames on their way to it, software included
+    disk_ms: float  # its disk's work, most of it hidden behind the others' compute
+    bytes_read: int
+    memory: int  # bytes of RAM
+    memory_left: int
+    gpu_memory: int = 0
+    gpu_memory_left: int = 0
 
 
 class Expectation(Document):
@@ -54,6 +77,10 @@ class Expectation(Document):
     ttft_ms_per_token: float  # milliseconds of prefill per prompt token
     bytes_read_per_token: int
     memory: dict[str, int]  # bytes per device
+    ttft_ms: float = 0.0  # for a prompt of `prompt` tokens
+    prompt: int = 0
+    stage_ms: float = 0.0  # of the slowest device or link: with many streams, one token each so often
+    devices: tuple[DeviceExpectation, ...] = ()  # in order of first visit
 
 
 class Plan(Document):
@@ -66,6 +93,9 @@ class Plan(Document):
     context: ContextOptions
     left_out: tuple[LeftOut, ...] = ()
     expected: Expectation | None = None
+    rounds: int = Field(default=1, ge=1)  # how often the ring comes by each device
+    solver: str = ""  # what made the plan
+    objective: Objective = "latency"
     note: str = ""  # where this is less than the user wished: what, and why
 
     @model_validator(mode="after")

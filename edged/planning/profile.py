@@ -1,12 +1,59 @@
-"""What the planner knows of a device and of a model: plain numbers, measured elsewhere."""
+"""What the planner knows of a device and of the network: plain numbers, measured or read from files.
+
+Every value is hashable: the coordinator compares whole companies of devices.
+"""
 
 from __future__ import annotations
 
-from typing import Self
+from functools import cached_property
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edged.documents import Document
+from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
+
+__all__ = [
+    "ANY_TYPE",
+    "ClusterProfile",
+    "DeviceProfile",
+    "LayerProfile",
+    "LinkProfile",
+    "ModelProfile",
+    "ProcessorProfile",
+    "TensorGroup",
+    "TypeSpeed",
+]
+
+ANY_TYPE = ""  # of a speed that holds for every type of weights
+
+
+class TypeSpeed(Document):
+    """How fast a processor multiplies by weights of one ggml type."""
+
+    type: str  # ggml's name, such as "q4_K"; ANY_TYPE
+    decode: float = Field(gt=0)  # bytes of weights per second, for one token (matrix times vector)
+    prefill: float = Field(
+        gt=0
+    )  # multiply-adds x 2 per second, for a chunk of a prompt (matrix times matrix)
+
+
+class ProcessorProfile(Document):
+    """The CPU of a device, or one of its GPUs, as ggml knows it."""
+
+    name: str  # ggml's: "CPU", "CUDA0", "Metal", "Vulkan1"
+    kind: Literal["cpu", "gpu"]
+    description: str = ""  # for people: "NVIDIA GeForce RTX 3060"
+    speeds: tuple[TypeSpeed, ...] = Field(min_length=1)
+    memory_bandwidth: float = Field(gt=0)  # bytes per second of plain reading, as a KV cache is read
+    memory_budget: int = Field(default=0, ge=0)  # of a GPU: bytes of its memory edged may hold; a CPU's: 0
+    shares_memory: bool = False  # its memory is the device's own (Apple, integrated): part of that budget
+    run_s: float = Field(default=0.0, ge=0)  # seconds to start one window's run on it, besides its products
+
+    def speed(self, ggml_type: str) -> TypeSpeed:
+        """The speed for `ggml_type`; where that was not measured, the one for any, else the slowest."""
+        known = {speed.type: speed for speed in self.speeds}
+        return known.get(ggml_type) or known.get(ANY_TYPE) or min(self.speeds, key=lambda speed: speed.decode)
 
 
 class DeviceProfile(Document):
@@ -20,29 +67,88 @@ class DeviceProfile(Document):
     bandwidth: float = Field(gt=0)  # bytes of weights read per second by a matrix-vector product
     flops: float = Field(gt=0)  # multiply-adds x 2 per second of a matrix-matrix product
     system: str = ""  # operating system and processor, for people
+    os: Literal["linux", "macos", "windows", "android", ""] = ""  # "": not known
+    processors: tuple[ProcessorProfile, ...] = ()  # the CPU first; (): only `bandwidth` and `flops` are known
+    disk_sequential: float = Field(default=0.0, ge=0)  # bytes per second past the page cache; 0: not measured
+    disk_random: float = Field(default=0.0, ge=0)  # the same in pieces of a page cluster at random places
+    # Seconds that a hop takes besides its link's latency when both ends compute: caches are cold and threads
+    # must be woken. Measured between daemons: 0.3 ms a hop when idle, 1.1 between computing windows.
+    hop_overhead_s: float = Field(default=0.0008, ge=0)
+
+    @model_validator(mode="after")
+    def _cpu_comes_first(self) -> Self:
+        kinds = [processor.kind for processor in self.processors]
+        if kinds and (kinds[0] != "cpu" or "cpu" in kinds[1:]):
+            raise ValueError("the first processor is the CPU, and there is one")
+        return self
+
+    @property
+    def cpu(self) -> ProcessorProfile:
+        if self.processors:
+            return self.processors[0]
+        any_type = TypeSpeed(type=ANY_TYPE, decode=self.bandwidth, prefill=self.flops)
+        return ProcessorProfile(name="CPU", kind="cpu", speeds=(any_type,), memory_bandwidth=self.bandwidth)
+
+    @property
+    def gpus(self) -> tuple[ProcessorProfile, ...]:
+        return self.processors[1:]
 
     @property
     def lasting(self) -> Self:
         """Without what changes from one moment to the next."""
-        return self.model_copy(update={"memory_budget": 0, "disk_free": 0})
+        processors = tuple(one.model_copy(update={"memory_budget": 0}) for one in self.processors)
+        return self.model_copy(update={"memory_budget": 0, "disk_free": 0, "processors": processors})
 
 
-class ModelProfile(Document):
-    """One model as the planner sees it."""
+class LinkProfile(Document):
+    """The way of frames from one device to another, over the real path: gRPC, TLS, network."""
 
-    model: str  # Manifest.id
-    n_layers: int = Field(ge=1)
-    n_embd: int = Field(ge=1)
-    n_vocab: int = Field(ge=1)
-    n_heads: int = Field(ge=1)  # of attention, the most that any layer has
-    boundaries: tuple[int, ...]  # layers at which it may be cut; () runs whole only
-    whole_because: str = ""  # why there are none, for a person
-    layer_bytes: tuple[int, ...]  # weights per layer
-    embedding_bytes: int
-    output_bytes: int  # what the last window loads besides its layers
-    kv_bytes_per_token_layer: int  # both K and V, at two bytes per value
-    n_ctx_train: int
+    source: str  # device id
+    target: str
+    latency: float = Field(ge=0)  # seconds one way for a small frame, both ends idle
+    bandwidth: float = Field(gt=0)  # bytes per second
 
-    @property
-    def total_bytes(self) -> int:
-        return sum(self.layer_bytes) + self.output_bytes
+
+class ClusterProfile(Document):
+    """Devices and the links between them; `head` is where rings begin and end."""
+
+    name: str = ""
+    head: str  # device id
+    devices: tuple[DeviceProfile, ...] = Field(min_length=1)
+    links: tuple[LinkProfile, ...] = ()
+    # What is assumed of a pair that nobody has measured: a home's Wi-Fi.
+    unmeasured_latency: float = Field(default=0.003, ge=0)  # seconds
+    unmeasured_bandwidth: float = Field(default=20e6, gt=0)  # bytes per second
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        ids = [device.device for device in self.devices]
+        if len(set(ids)) < len(ids):
+            raise ValueError("a device is listed twice")
+        if self.head not in ids:
+            raise ValueError(f"the head {self.head} is not among the devices")
+        return self
+
+    @cached_property
+    def by_id(self) -> dict[str, DeviceProfile]:
+        return {device.device: device for device in self.devices}
+
+    @cached_property
+    def _by_ends(self) -> dict[tuple[str, str], LinkProfile]:
+        return {(link.source, link.target): link for link in self.links}
+
+    def link(self, source: str, target: str) -> LinkProfile:
+        """The link between two devices: as measured, else as measured the other way, else assumed."""
+        known = self._by_ends.get((source, target)) or self._by_ends.get((target, source))
+        return known or LinkProfile(
+            source=source,
+            target=target,
+            latency=self.unmeasured_latency,
+            bandwidth=self.unmeasured_bandwidth,
+        )
+
+    def with_device(self, device: DeviceProfile) -> Self:
+        """The same cluster where `device` is as given; a copy by `model_copy` would keep the old look-ups."""
+        devices = tuple(device if one.device == device.device else one for one in self.devices)
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**fields, "devices": devices})

@@ -6,6 +6,7 @@ from typing import Literal
 
 from edged.documents import Document
 from edged.planning.plan import Plan
+from edged.planning.profile import LinkProfile
 
 
 class Progress(Document):
@@ -73,6 +74,7 @@ class StatusAnswer(Document):
     active_requests: int = 0
     waiting_requests: int = 0
     measured_tpot_ms: float | None = None
+    links: tuple[LinkProfile, ...] = ()  # as measured; on a device that is not the head, those of its own
 
 
 class TokenRequest(Document):

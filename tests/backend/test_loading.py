@@ -6,8 +6,6 @@ import ctypes
 import gc
 import logging
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -253,23 +251,6 @@ def test_closing_waits_for_a_run_in_another_thread(source_of: SourceOf, context:
 
 
 def test_what_the_machine_can_do() -> None:
-    speed = native.measure(1, 40)
-    assert 1e8 < speed.bandwidth < 1e12
-    assert 1e8 < speed.flops < 1e14
-    assert speed.flops > speed.bandwidth
     assert "cpu" in {device.kind for device in native.devices()}
     assert all(device.memory_total > 0 for device in native.devices() if device.kind == "cpu")
     assert native.system_info()
-    with pytest.raises(WindowError, match="0 threads"):
-        native.measure(0)
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's peak of memory")
-def test_measuring_takes_no_more_memory_than_it_may() -> None:
-    code = (
-        "import re; from pathlib import Path; from edged.backend import native\n"
-        "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
-        "before = peak(); native.measure(1, 10, memory=4 << 20); print(peak() - before)"
-    )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(child.stdout) < 24 * 1024

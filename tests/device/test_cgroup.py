@@ -41,6 +41,32 @@ def test_v2_limit_of_a_parent_counts(tmp_path: Path) -> None:
     assert found is not None and found.available == 312 * MIB
 
 
+def test_v2_the_tightest_of_the_nested_limits_counts(tmp_path: Path) -> None:
+    top = tmp_path / "fs"
+    group(top / "a", v2(str(900 * MIB), 850 * MIB, 0))  # the neighbours of `b` fill it
+    group(top / "a" / "b", v2(str(400 * MIB), 100 * MIB, 0))
+    group(top / "a" / "b" / "c", v2(str(600 * MIB), 90 * MIB, 0))
+    mounts = f"30 1 0:26 / {top} rw - cgroup2 cgroup2 rw\n"
+    found = tightest_limit(proc(tmp_path, "0::/a/b/c\n", mounts))
+    assert found is not None and found.available == 50 * MIB
+
+
+def test_v2_all_of_the_page_cache_is_usable(tmp_path: Path) -> None:
+    top = tmp_path / "fs"
+    files = v2(str(512 * MIB), 500 * MIB, 100 * MIB)
+    files["memory.stat"] += f"active_file {300 * MIB}\nshmem {50 * MIB}\n"
+    group(top / "lab", files)
+    mounts = f"30 1 0:26 / {top} rw - cgroup2 cgroup2 rw\n"
+    assert tightest_limit(proc(tmp_path, "0::/lab\n", mounts)) == CgroupMemory(512 * MIB, 100 * MIB)
+
+
+def test_v2_where_processes_are_held_up_is_a_limit_too(tmp_path: Path) -> None:
+    top = tmp_path / "fs"
+    group(top / "lab", v2("max", 10 * MIB, 0) | {"memory.high": str(200 * MIB)})
+    mounts = f"30 1 0:26 / {top} rw - cgroup2 cgroup2 rw\n"
+    assert tightest_limit(proc(tmp_path, "0::/lab\n", mounts)) == CgroupMemory(200 * MIB, 10 * MIB)
+
+
 def test_v1_limit(tmp_path: Path) -> None:
     top = tmp_path / "memory"
     files = {

@@ -140,8 +140,14 @@ def _tile(rng: np.random.Generator, kind: str) -> np.ndarray:
     if kind == "F16":
         return (rng.standard_normal(_TILE_VALUES, dtype=np.float32) * 0.02).astype(np.float16).view(np.uint8)
     blocks = rng.integers(0, 256, (_TILE_VALUES // block, block_bytes), dtype=np.uint8)
+    if kind == "MXFP4":
+        blocks[:, 0] = 118  # the exponent of a power of two: 2 ** -9
+        return blocks.reshape(-1)
     scale = np.array([0.002], np.float16).view(np.uint8)
-    starts = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
+    starts = {
+        **{"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,)},
+        **{"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)},
+    }
     for start in starts[kind]:
         blocks[:, start : start + 2] = scale
     return blocks.reshape(-1)

@@ -1,0 +1,105 @@
+"""How fast this device's processors multiply by the weights of a model, type by type."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from edged.backend import native
+from edged.backend.native import GgmlDevice, Meter, Speed
+from edged.device.machine import last_cache_bytes, shares_memory_with_gpu
+from edged.errors import WindowError
+from edged.planning.context import CHUNK_IN_RING
+from edged.planning.profile import ProcessorProfile, TypeSpeed
+
+log = logging.getLogger(__name__)
+
+TYPES = (
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q8_0",
+    "q2_K",
+    "q3_K",
+    "q4_K",
+    "q5_K",
+    "q6_K",
+    "iq4_nl",
+    "iq4_xs",
+    "mxfp4",
+    "f16",
+    "bf16",
+)
+"""What most files are made of, by ggml's names. Others count as the slowest of these."""
+
+TYPE_MS = 30  # per type, set-up aside: five runs and more on a laptop, three on the slowest machine
+READ_MS = 60
+LEAST_MEMORY = 64 * 2**20  # bytes of weights: more than most caches hold, and quickly made
+MOST_MEMORY = 256 * 2**20
+CACHES = 2  # so many times the last cache, so that it helps no more than with a model's weights
+
+
+def computing_devices() -> tuple[GgmlDevice, ...]:
+    """The CPU first, then the GPUs. Libraries that only help the CPU are left out."""
+    found = native.devices()
+    return (
+        *(device for device in found if device.kind == "cpu"),
+        *(device for device in found if device.kind in ("gpu", "igpu")),
+    )
+
+
+def measure_processors(
+    threads: int, memory: int, step: Callable[[], None], types: Sequence[str] = TYPES
+) -> tuple[ProcessorProfile, ...]:
+    """The CPU, then the GPUs that can be measured. `memory`: bytes it may take, but for some at least.
+
+    step: called before each of `steps()` measurements. Raises WindowError where the CPU cannot be measured.
+    """
+    room = min(memory, max(LEAST_MEMORY, min(MOST_MEMORY, CACHES * last_cache_bytes())))
+    found = []
+    for device in computing_devices():
+        try:
+            found.append(_measure(device, threads, room, step, types))
+        except WindowError as error:
+            if device.kind == "cpu":
+                raise
+            log.warning("%s is left out: %s", device.name, error.message)
+    return tuple(found)
+
+
+def steps(types: Sequence[str] = TYPES) -> int:
+    """How often `measure_processors` calls `step`, where every processor can be measured."""
+    return len(computing_devices()) * (len(types) + 1)
+
+
+def _measure(
+    device: GgmlDevice, threads: int, room: int, step: Callable[[], None], types: Sequence[str]
+) -> ProcessorProfile:
+    is_cpu = device.kind == "cpu"
+    if not is_cpu:
+        room = min(MOST_MEMORY, device.memory_free // 8)
+    meter = Meter(device.name, threads)
+    speeds: dict[str, Speed] = {}
+    for ggml_type in types:
+        step()
+        speed = meter.products(ggml_type, batch=CHUNK_IN_RING, milliseconds=TYPE_MS, memory=room)
+        if speed is not None:
+            speeds[ggml_type] = speed
+    if not speeds:
+        raise WindowError(f"{device.name} multiplies by no type of weights that edged measures")
+    step()
+    # A product reads its weights once: memory is at least as fast as the fastest of them.
+    reading = [speed.bandwidth for speed in speeds.values()]
+    if is_cpu:
+        reading.append(native.read_bandwidth(threads, READ_MS, room))
+    return ProcessorProfile(
+        name=device.name,
+        kind="cpu" if is_cpu else "gpu",
+        description=device.description,
+        speeds=tuple(
+            TypeSpeed(type=name, decode=speed.bandwidth, prefill=speed.flops)
+            for name, speed in speeds.items()
+        ),
+        memory_bandwidth=max(reading),
+        shares_memory=not is_cpu and (device.kind == "igpu" or shares_memory_with_gpu()),
+    )

@@ -1,0 +1,40 @@
+"""The best ring that is known for a problem: exact search where it is possible, a good one elsewhere."""
+
+from __future__ import annotations
+
+from edged.planning import overlap, ranges
+from edged.planning.cost import Problem, RingCost
+from edged.planning.plan import Objective
+from edged.planning.uneven import Windows, alike
+
+
+def best_ring(problem: Problem, objective: Objective) -> RingCost | None:
+    """The best ring, of the head alone or of several devices; None where nothing fits."""
+    windows = Windows(problem, objective)
+    found = [windows.alone()]
+    if problem.model.boundaries and len(problem.devices) > 1 and problem.model.n_layers > 1:
+        found += _rings(problem, objective, windows)
+    return min(
+        (cost for cost in found if cost is not None), key=lambda cost: cost.goal(objective), default=None
+    )
+
+
+def regular(problem: Problem) -> bool:
+    """Whether counting layers is all there is to it."""
+    return problem.of.uniform and len(problem.of.places) == problem.model.n_layers + 1
+
+
+def _rings(problem: Problem, objective: Objective, windows: Windows) -> list[RingCost | None]:
+    if regular(problem):
+        return [overlap.best_ring(problem, objective)]
+    found: list[RingCost | None] = []
+    for largest in (False, True):
+        model = alike(problem.model, largest=largest)
+        rough = Problem(problem.cluster, model, problem.context, problem.workload)
+        ring = overlap.best_ring(rough, objective)
+        if ring is not None:
+            cuts = [hop.first for hop in ring.hops] + [problem.model.n_layers]
+            found.append(windows.improved([hop.device for hop in ring.hops], cuts))
+    if ranges.small_enough(problem):
+        found.append(ranges.best_ring(problem, objective))
+    return found

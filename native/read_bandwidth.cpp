@@ -1,0 +1,107 @@
+// Plain reading of memory by several threads: the bound of all that is done once with each byte.
+#include <algorithm>
+#include <barrier>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "error.hpp"
+#include "measure.hpp"
+
+namespace edged {
+
+namespace {
+
+constexpr size_t kLanes = 16;           // sums side by side, so that adding does not hold up reading
+constexpr int64_t kSmallest = 1 << 20;  // bytes per thread
+constexpr int kLeastRounds = 3;
+
+using Clock = std::chrono::steady_clock;
+
+uint64_t sum(const uint64_t* from, size_t count) {
+    uint64_t lanes[kLanes] = {};
+    for (size_t i = 0; i + kLanes <= count; i += kLanes) {
+        for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += from[i + lane];
+    }
+    uint64_t total = 0;
+    for (const uint64_t lane : lanes) total += lane;
+    return total;
+}
+
+// Threads that each read their slice once per round; the caller takes the time of the rounds.
+class Readers {
+  public:
+    Readers(size_t n_threads, size_t words_each)
+        : words_each_(words_each),
+          memory_(new uint64_t[n_threads * words_each]),
+          sums_(n_threads),
+          gate_(static_cast<ptrdiff_t>(n_threads) + 1) {
+        std::memset(memory_.get(), 1, n_threads * words_each * sizeof(uint64_t));
+        try {
+            for (size_t i = 0; i < n_threads; ++i) threads_.emplace_back([this, i] { read(i); });
+        } catch (const std::system_error&) {
+            for (size_t i = threads_.size(); i < n_threads; ++i) gate_.arrive_and_drop();
+            stop();
+            throw WindowFailure("the system gives no thread to measure with");
+        }
+    }
+
+    ~Readers() { stop(); }
+
+    double round() {
+        const auto start = Clock::now();
+        gate_.arrive_and_wait();
+        gate_.arrive_and_wait();
+        return std::chrono::duration<double>(Clock::now() - start).count();
+    }
+
+  private:
+    void read(size_t index) {
+        while (true) {
+            gate_.arrive_and_wait();
+            if (stopping_) return;
+            sums_[index] = sum(memory_.get() + index * words_each_, words_each_);
+            gate_.arrive_and_wait();
+        }
+    }
+
+    void stop() {
+        if (threads_.empty()) return;
+        stopping_ = true;
+        gate_.arrive_and_wait();
+        for (std::thread& thread : threads_) thread.join();
+        threads_.clear();
+    }
+
+    const size_t words_each_;
+    std::unique_ptr<uint64_t[]> memory_;
+    std::vector<uint64_t> sums_;  // written, so that the reading is not left out
+    std::barrier<> gate_;
+    bool stopping_ = false;  // changed only while everybody waits at the gate
+    std::vector<std::thread> threads_;
+};
+
+}  // namespace
+
+double read_bandwidth(int64_t n_threads, int64_t milliseconds, int64_t memory) {
+    if (n_threads < 1 || n_threads > 512) {
+        throw WindowFailure("cannot measure with " + std::to_string(n_threads) + " threads");
+    }
+    if (milliseconds < 1 || milliseconds > 60'000) throw WindowFailure("measure for 1 to 60000 ms");
+    const int64_t bytes_each = std::max(kSmallest, memory / n_threads);
+    const auto words_each = static_cast<size_t>(bytes_each) / sizeof(uint64_t) / kLanes * kLanes;
+    Readers readers(static_cast<size_t>(n_threads), words_each);
+    readers.round();  // wakes the threads
+    double best = 1e9;
+    const auto end = Clock::now() + std::chrono::milliseconds(milliseconds);
+    for (int rounds = 0; rounds < kLeastRounds || Clock::now() < end; ++rounds) {
+        best = std::min(best, readers.round());
+    }
+    const auto bytes = static_cast<double>(words_each * sizeof(uint64_t) * static_cast<size_t>(n_threads));
+    return bytes / std::max(best, 1e-9);
+}
+
+}  // namespace edged
