@@ -17,8 +17,10 @@ namespace {
 
 constexpr int64_t kCpuSide = 2048;      // rows and columns of one matrix: as wide as a small model's state
 constexpr int64_t kGpuSide = 4096;      // large enough that starting its product is not what takes the time
+constexpr int64_t kCpuGroup = 8 << 20;  // bytes of one run: short, so that few runs are interrupted
 constexpr int64_t kProbeColumns = 512;  // llama.cpp chooses buffers by a product of this width
-constexpr int kLeastRuns = 3;           // on a machine too slow for more
+constexpr size_t kLeastRuns = 4;        // on a machine too slow for more
+constexpr int kMostBudgets = 8;         // they may take so many times longer than asked for
 
 // Those that ggml has a quantiser for.
 constexpr std::array kMeasurable{
@@ -76,18 +78,24 @@ class Products {
         fill_weights();
     }
 
-    // The least time of one run over the first `count` matrices, in seconds, over about `budget`.
-    double best_time(int64_t count, int64_t batch, Seconds budget) {
-        const auto tensors = static_cast<size_t>(count);
-        const size_t nodes = 2 * tensors + 2;
-        const ggml_context_ptr context(
-            ggml_init({ggml_tensor_overhead() * (tensors + 2) + ggml_graph_overhead_custom(nodes, false),
-                       nullptr, true}));
+    // Seconds per matrix of a run over `group` of them, taken one group after the other over about `budget`:
+    // the lower quartile of many short runs, since another program interrupts some of them, and a lucky cache
+    // favours a few.
+    double typical_time(size_t group, int64_t batch, Seconds budget) {
+        const size_t graphs = weights_.size() / group;
+        const size_t nodes = 2 * group + 2;
+        const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * (weights_.size() + 2) +
+                                                      graphs * ggml_graph_overhead_custom(nodes, false),
+                                                  nullptr, true}));
         if (!context) throw WindowFailure("no memory to measure with");
         ggml_tensor* input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, side_, batch);
-        ggml_cgraph* graph = ggml_new_graph_custom(context.get(), nodes, false);
-        for (size_t i = 0; i < tensors; ++i) {
-            ggml_build_forward_expand(graph, ggml_mul_mat(context.get(), weights_[i], input));
+        std::vector<ggml_cgraph*> runs;
+        for (size_t i = 0; i < graphs; ++i) {
+            ggml_cgraph* graph = ggml_new_graph_custom(context.get(), nodes, false);
+            for (size_t j = 0; j < group; ++j) {
+                ggml_build_forward_expand(graph, ggml_mul_mat(context.get(), weights_[i * group + j], input));
+            }
+            runs.push_back(graph);
         }
         const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend_));
         if (!buffer) throw WindowFailure("no memory to measure with");
@@ -96,15 +104,19 @@ class Products {
             ggml_backend_tensor_set(input, row.data(), i * input->nb[1], row.size() * sizeof(float));
         }
 
-        run(graph);  // starts the threads, brings the pages in
-        double best = 1e9;
-        const auto end = Clock::now() + budget;
-        for (int runs = 0; runs < kLeastRuns || Clock::now() < end; ++runs) {
+        run(runs.back());  // starts the threads
+        std::vector<double> times;
+        const auto begin = Clock::now();
+        Seconds spent{0};
+        while (spent < (times.size() < kLeastRuns ? budget * kMostBudgets : budget)) {
             const auto start = Clock::now();
-            run(graph);
-            best = std::min(best, Seconds(Clock::now() - start).count());
+            run(runs[times.size() % runs.size()]);
+            times.push_back(Seconds(Clock::now() - start).count());
+            spent = Clock::now() - begin;
         }
-        return std::max(best, 1e-9);
+        const auto quartile = times.begin() + static_cast<ptrdiff_t>(times.size() / 4);
+        std::nth_element(times.begin(), quartile, times.end());
+        return std::max(*quartile, 1e-9) / static_cast<double>(group);
     }
 
   private:
@@ -179,7 +191,8 @@ std::optional<Speed> Meter::products(const ProductOptions& options) {
     check(options);
     const std::lock_guard locked(lock_);
     ggml_backend_dev_t device = ggml_backend_get_device(backend_.get());
-    const int64_t side = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU ? kCpuSide : kGpuSide;
+    const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    const int64_t side = is_cpu ? kCpuSide : kGpuSide;
     const auto type = static_cast<ggml_type>(options.type);
     ggml_backend_buffer_type_t place = weights_buffer_type(device, type, side, options.repack);
     if (place == nullptr) return std::nullopt;
@@ -188,12 +201,13 @@ std::optional<Speed> Meter::products(const ProductOptions& options) {
     const int64_t count = std::clamp<int64_t>(options.memory / matrix_bytes, 1, 4096);
     const Seconds half(static_cast<double>(options.milliseconds) / 2000.0);
     Products products(backend_.get(), place, type, side, count);
+    const int64_t group = is_cpu ? std::clamp<int64_t>(kCpuGroup / matrix_bytes, 1, count) : count;
     Speed speed;
-    speed.bandwidth = static_cast<double>(count * matrix_bytes) / products.best_time(count, 1, half);
-    // Few matrices: a run so short that another program seldom interrupts it.
-    const int64_t few = std::min<int64_t>(count, 2);
-    const auto operations = static_cast<double>(2 * few * side * side * options.batch);
-    speed.flops = operations / products.best_time(few, options.batch, half);
+    speed.bandwidth =
+        static_cast<double>(matrix_bytes) / products.typical_time(static_cast<size_t>(group), 1, half);
+    const auto operations = static_cast<double>(2 * side * side * options.batch);
+    const int64_t batch_group = is_cpu ? 1 : count;
+    speed.flops = operations / products.typical_time(static_cast<size_t>(batch_group), options.batch, half);
     return speed;
 }
 

@@ -17,7 +17,9 @@ namespace {
 
 constexpr size_t kLanes = 16;           // sums side by side, so that adding does not hold up reading
 constexpr int64_t kSmallest = 1 << 20;  // bytes per thread
-constexpr int kLeastRounds = 3;
+constexpr size_t kLeastRounds = 4;
+constexpr int64_t kRound = 8 << 20;  // bytes of all threads together: short, so that few are interrupted
+constexpr int kMostBudgets = 8;      // the least number of rounds may take so many times longer
 
 using Clock = std::chrono::steady_clock;
 
@@ -31,11 +33,12 @@ uint64_t sum(const uint64_t* from, size_t count) {
     return total;
 }
 
-// Threads that each read their slice once per round; the caller takes the time of the rounds.
+// Threads that each read the next piece of their slice in every round; the caller takes the rounds' time.
 class Readers {
   public:
-    Readers(size_t n_threads, size_t words_each)
+    Readers(size_t n_threads, size_t words_each, size_t pieces)
         : words_each_(words_each),
+          piece_(words_each / pieces / kLanes * kLanes),
           memory_(new uint64_t[n_threads * words_each]),
           sums_(n_threads),
           gate_(static_cast<ptrdiff_t>(n_threads) + 1) {
@@ -51,6 +54,8 @@ class Readers {
 
     ~Readers() { stop(); }
 
+    size_t bytes_per_round() const { return sums_.size() * piece_ * sizeof(uint64_t); }
+
     double round() {
         const auto start = Clock::now();
         gate_.arrive_and_wait();
@@ -60,10 +65,10 @@ class Readers {
 
   private:
     void read(size_t index) {
-        while (true) {
+        for (size_t at = 0;; at = at + 2 * piece_ <= words_each_ ? at + piece_ : 0) {
             gate_.arrive_and_wait();
             if (stopping_) return;
-            sums_[index] = sum(memory_.get() + index * words_each_, words_each_);
+            sums_[index] = sum(memory_.get() + index * words_each_ + at, piece_);
             gate_.arrive_and_wait();
         }
     }
@@ -77,6 +82,7 @@ class Readers {
     }
 
     const size_t words_each_;
+    const size_t piece_;  // words
     std::unique_ptr<uint64_t[]> memory_;
     std::vector<uint64_t> sums_;  // written, so that the reading is not left out
     std::barrier<> gate_;
@@ -93,15 +99,20 @@ double read_bandwidth(int64_t n_threads, int64_t milliseconds, int64_t memory) {
     if (milliseconds < 1 || milliseconds > 60'000) throw WindowFailure("measure for 1 to 60000 ms");
     const int64_t bytes_each = std::max(kSmallest, memory / n_threads);
     const auto words_each = static_cast<size_t>(bytes_each) / sizeof(uint64_t) / kLanes * kLanes;
-    Readers readers(static_cast<size_t>(n_threads), words_each);
+    const auto pieces = static_cast<size_t>(std::max<int64_t>(1, bytes_each * n_threads / kRound));
+    Readers readers(static_cast<size_t>(n_threads), words_each, pieces);
     readers.round();  // wakes the threads
-    double best = 1e9;
-    const auto end = Clock::now() + std::chrono::milliseconds(milliseconds);
-    for (int rounds = 0; rounds < kLeastRounds || Clock::now() < end; ++rounds) {
-        best = std::min(best, readers.round());
+    std::vector<double> times;
+    const std::chrono::duration<double> budget(static_cast<double>(milliseconds) / 1e3);
+    std::chrono::duration<double> spent{0};
+    const auto begin = Clock::now();
+    while (spent < (times.size() < kLeastRounds ? budget * kMostBudgets : budget)) {
+        times.push_back(readers.round());
+        spent = Clock::now() - begin;
     }
-    const auto bytes = static_cast<double>(words_each * sizeof(uint64_t) * static_cast<size_t>(n_threads));
-    return bytes / std::max(best, 1e-9);
+    const auto quartile = times.begin() + static_cast<ptrdiff_t>(times.size() / 4);
+    std::nth_element(times.begin(), quartile, times.end());
+    return static_cast<double>(readers.bytes_per_round()) / std::max(*quartile, 1e-9);
 }
 
 }  // namespace edged

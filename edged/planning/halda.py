@@ -4,8 +4,8 @@ For k rounds with L = k W layers, over integers w_m (window) and n_m <= w_m (of 
     minimise k * sum(a_m w_m + b_m n_m + x_m) + kappa.
 a_m: seconds of a CPU layer, its keys and values, and where memory is too small its bytes over the disk's
 speed; b_m: what changes when a layer moves to the GPU; x_m: communication; kappa: the output side, and what
-memory saves of the reading. Devices are in one of four sets, which say whether they read from disk and whether
-what they hold is at least or at most what fits: M1 macOS without Metal, M2 macOS with Metal, M3 Linux and
+memory saves of the reading. A device is in one of four sets, which say whether it reads from disk, and
+whether it holds at least or at most what fits: M1 macOS without Metal, M2 macOS with Metal, M3 Linux and
 Android, all with too little memory; M4 enough memory, or a disk below 0.1 GB/s. The sets are assumed, the
 programme is solved, the sets are computed again, until nothing changes.
 
@@ -141,7 +141,7 @@ def _settled(problem: Problem, names: Sequence[str], rounds: int) -> Assignment 
 def _force_one(
     devices: list[_Device], solved: Assignment, sets: Sequence[Set], rounds: int
 ) -> list[_Device] | None:
-    """Where VRAM stays free while devices are overloaded, the one of these with the slowest disk goes to M4."""
+    """Where VRAM stays free while devices are overloaded, the one with the slowest disk goes to M4."""
     free = any(
         device.gpu is not None and rounds * (gpu + 1) * device.kept <= device.gpu_memory
         for device, gpu in zip(devices, solved.on_gpu, strict=True)
@@ -187,10 +187,20 @@ def _set_of(device: _Device, layers: float, on_gpu: float) -> Set:
     return Set.M3
 
 
+class _QuietHighs(highspy.Highs):
+    """HiGHS greets on standard output when it enables its callbacks, before anybody could tell it not to."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def enableCallbacks(self) -> None:  # noqa: N802 - HiGHS chose the name
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()
+
+
 def _programme(devices: Sequence[_Device], sets: Sequence[Set], rounds: int, total: int) -> Assignment | None:
     """The integer programme for these sets, by HiGHS; None where it has no solution."""
-    highs = highspy.Highs()
-    highs.silent()
+    highs = _QuietHighs()
     highs.setOptionValue("threads", 1)
     integer = highspy.HighsVarType.kInteger
     windows = [highs.addVariable(lb=1, ub=total, type=integer) for _ in devices]

@@ -149,6 +149,18 @@ class ClusterProfile(Document):
 
     def with_device(self, device: DeviceProfile) -> Self:
         """The same cluster where `device` is as given; a copy by `model_copy` would keep the old look-ups."""
-        devices = tuple(device if one.device == device.device else one for one in self.devices)
+        return self._with(
+            devices=tuple(device if one.device == device.device else one for one in self.devices)
+        )
+
+    def with_head(self, device: str) -> Self:
+        """The same cluster with another head."""
+        return self if device == self.head else self._with(head=device)
+
+    def with_links(self, links: tuple[LinkProfile, ...]) -> Self:
+        """The same cluster with other links."""
+        return self._with(links=links)
+
+    def _with(self, **changes: object) -> Self:
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(**{**fields, "devices": devices})
+        return type(self)(**{**fields, **changes})

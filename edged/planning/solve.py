@@ -1,0 +1,104 @@
+"""Deciding: device, link and model profiles and wishes in, a plan out. Pure: no clock, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from edged.errors import PlanError
+from edged.planning import baselines, best, halda
+from edged.planning.context import decided, for_ring
+from edged.planning.cost import Problem, RingCost
+from edged.planning.device_costs import Workload
+from edged.planning.left_out import left_out
+from edged.planning.model_profile import ModelProfile
+from edged.planning.plan import ContextOptions, Objective, Plan
+from edged.planning.profile import ClusterProfile
+from edged.planning.refusal import refusal
+from edged.planning.uneven import Windows
+
+SolverName = Literal["overlap", "halda", "even", "memory", "compute", "single"]
+SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
+
+Find = Callable[[Problem, Objective], RingCost | None]
+_RINGS: dict[SolverName, Find] = {
+    "overlap": best.best_ring,
+    "halda": halda.best_ring,
+    "even": baselines.even,
+    "memory": baselines.by_memory,
+    "compute": baselines.by_compute,
+}
+
+
+TYPICAL = Workload()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants of a plan."""
+
+    context: ContextOptions
+    solver: SolverName = "overlap"
+    objective: Objective = "latency"
+    workload: Workload = TYPICAL
+    any_head: bool = False  # the head is chosen too; else it is the cluster's
+
+
+def solve(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingCost:
+    """The ring that `wishes.solver` finds. Raises PlanError, with the numbers, where there is none."""
+    found = [
+        cost for headed in _headed(cluster, wishes) if (cost := _with_head(headed, model, wishes)) is not None
+    ]
+    if not found:
+        problem = Problem(cluster, model, for_ring(wishes.context), wishes.workload)
+        raise PlanError(refusal(problem, wishes.solver))
+    return min(found, key=lambda cost: cost.goal(wishes.objective))
+
+
+def make_plan(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes, *, epoch: int = 1) -> Plan:
+    """The plan that `wishes.solver` finds, with what to expect of it and what became of every device."""
+    return plan_of(solve(cluster, model, wishes), wishes, epoch=epoch)
+
+
+def plan_of(ring: RingCost, wishes: Wishes, *, epoch: int = 1) -> Plan:
+    problem = ring.problem
+    head = ring.hops[0].device
+    visits = sum(hop.device == head for hop in ring.hops)
+    return Plan(
+        epoch=epoch,
+        model=problem.model.model,
+        n_layers=problem.model.n_layers,
+        hops=ring.hops,
+        context=problem.context,
+        left_out=left_out(ring, wishes.objective),
+        expected=ring.expectation(),
+        rounds=max(1, visits - 1),  # the head's last window only closes the ring
+        solver=wishes.solver,
+        objective=wishes.objective,
+    )
+
+
+def _headed(cluster: ClusterProfile, wishes: Wishes) -> Iterator[ClusterProfile]:
+    if not wishes.any_head and wishes.solver != "single":
+        yield cluster
+        return
+    for device in cluster.devices:
+        yield cluster.with_head(device.device)
+
+
+def _with_head(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingCost | None:
+    """A ring keeps its context in other chunks than a device alone."""
+    alone = Problem(cluster, model, decided(wishes.context), wishes.workload)
+    in_ring = Problem(cluster, model, for_ring(wishes.context), wishes.workload)
+    found = []
+    if wishes.solver in ("overlap", "single"):
+        found.append(Windows(alone, wishes.objective).alone())
+        found.append(Windows(in_ring, wishes.objective).alone())  # smaller chunks take less memory
+    if wishes.solver != "single":
+        found.append(_RINGS[wishes.solver](in_ring, wishes.objective))
+    return min(
+        (cost for cost in found if cost is not None),
+        key=lambda cost: cost.goal(wishes.objective),
+        default=None,
+    )
