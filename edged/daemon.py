@@ -33,6 +33,7 @@ from edged.cluster.member_client import MemberClient
 from edged.cluster.member_service import MemberService
 from edged.cluster.membership import Membership
 from edged.cluster.neighbours import Neighbours
+from edged.cluster.ring_planner import RingPlanner
 from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
 from edged.device.local_device import measure, profile, remembered
@@ -159,7 +160,12 @@ class Daemon:
             local=worker,
             dial=lambda peer: MemberClient(connect(identity, peer.device, peer.host, peer.port), peer.name),
             head=head,
-            wish=self._wish,
+            planner=RingPlanner(
+                self._profile,
+                lambda: survey.known(),  # noqa: PLW0108 - made below
+                self._wish,
+                settings.objective,
+            ),
             last_epoch=lambda: max(worker.latest_epoch, roster.last_epoch()),
             say=self._say,
             on_ready=LastModel(settings.home).keep,

@@ -16,7 +16,7 @@ from edged.errors import SettingsError
 from edged.private_file import write_private
 
 if TYPE_CHECKING:
-    from edged.planning.plan import FlashAttention, KvType, WireType
+    from edged.planning.plan import FlashAttention, KvType, Objective, WireType
 
 DEFAULT_PORT = 7411  # ring, store and cluster over mutual TLS; the port after it is for joining
 DEFAULT_HTTP_PORT = 7480
@@ -62,6 +62,7 @@ class Settings:
     kv_type: KvType = "f16"
     flash_attention: FlashAttention = "auto"
     wire_type: WireType = "f32"
+    objective: Objective = "throughput"
     log_level: str = "info"
 
     @property
@@ -223,6 +224,12 @@ _TABLE = (
     ),
     Setting(
         "wire_type", "TYPE", _plan_choice("WireType"), "How activations travel: f32 (exact), f16 or q8 (f32)."
+    ),
+    Setting(
+        "objective",
+        "WHAT",
+        _plan_choice("Objective"),
+        "What the ring is for: throughput (prompts, many answers) or latency (one answer) (throughput).",
     ),
     Setting(
         "log_level", "LEVEL", _one_of(*LOG_LEVELS), "How much to say: debug, info, warning or error (info)."

@@ -13,29 +13,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from queue import SimpleQueue
 from typing import Literal, Protocol
 
 from edged.cluster.assignment import Assignment, Endpoint
 from edged.cluster.member_client import MemberClient
+from edged.cluster.ring_planner import Company, RingPlanner
 from edged.cluster.shunned import FAILED_S, Shunned
 from edged.cluster.switch import RingMember, switch
 from edged.errors import EdgedError, OverloadedError, PeerLostError, PlanError, RingBrokenError
-from edged.planning.balance import plan_balanced
-from edged.planning.context import with_longest_context
-from edged.planning.plan import ContextOptions, LeftOut, Plan
+from edged.planning.plan import LeftOut, Plan
 from edged.planning.profile import DeviceProfile
 from edged.rpc.messages import Progress
 from edged.store.manifest import Manifest
-from edged.store.model_profile import model_profile
 
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.5  # after a device came: others often come at the same time
 RETRY_S = 5.0  # after a plan could not be made or carried out
+LOOK_S = 30.0  # between looks at a ring that runs: memory and links change without anybody saying so
 
-Company = frozenset[DeviceProfile]
 State = Literal["idle", "planning", "loading", "ready", "failed"]
 
 
@@ -88,7 +85,7 @@ class Coordinator:
         local: RingMember,
         dial: Callable[[Peer], MemberClient],
         head: Head,
-        wish: Callable[[Manifest], ContextOptions],
+        planner: RingPlanner,
         last_epoch: Callable[[], int],
         say: Callable[[str], None] = lambda _: None,
         on_ready: Callable[[Manifest], None] = lambda _: None,
@@ -100,7 +97,7 @@ class Coordinator:
         self._local = local
         self._dial = dial
         self._head = head
-        self._wish = wish
+        self._planner = planner
         self._last_epoch = last_epoch
         self._say = say
         self._on_ready = on_ready
@@ -115,7 +112,8 @@ class Coordinator:
         self._problems: dict[str, str] = {}  # by model: why it could not be loaded
         self._holders: set[str] = set()  # devices that may hold windows of some epoch
         self._names: dict[str, str] = {}  # by device, of all that were in a plan
-        self._company: Company = frozenset()  # who was there when the ring that runs was planned
+        self._company: Company | None = None  # who was there when the ring that runs was planned
+        self._switch_s = 0.0  # that the last switch took
         self._watchers: set[SimpleQueue[Progress | None]] = set()
         self._thread = threading.Thread(target=self._run, name="coordinator")
 
@@ -310,16 +308,13 @@ class Coordinator:
         running = self._state.plan
         if self._broken or self._state.state != "ready" or running is None or running.model != manifest.id:
             return False
-        company = _company(peers)
+        profiles = _profiles(peers)
+        company, look_again = self._planner.company(profiles)
+        self._wake(min(LOOK_S, look_again or LOOK_S))
         if company == self._company:
             return True
-        try:
-            if not self._is_same_ring(self._plan(manifest, peers)):
-                return False
-        except PlanError as error:
-            if not {self._profile().device, *peers} >= set(running.devices):
-                raise
-            log.info("the ring stays as it is: %s", error.message)
+        if not self._planner.should_stay(running, manifest, profiles, self._switch_s):
+            return False
         self._company = company
         return True
 
@@ -340,32 +335,14 @@ class Coordinator:
         return found
 
     def _plan(self, manifest: Manifest, peers: dict[str, Peer]) -> Plan:
-        me = self._profile()
-        plan = with_longest_context(
-            self._wish(manifest),
-            manifest.n_ctx_train,
-            partial(
-                _plan_with,
-                epoch=max(self._last_epoch(), self._state.epoch) + 1,
-                head=me.device,
-                devices=[me, *(peer.profile for peer in peers.values())],
-                manifest=manifest,
-            ),
-        )
+        epoch = max(self._last_epoch(), self._state.epoch) + 1
+        plan = self._planner.plan(manifest, _profiles(peers), epoch)
         shunned = tuple(LeftOut(device=device, reason=why) for device, why in self._shunned.reasons().items())
         return plan.model_copy(update={"left_out": plan.left_out + shunned})
 
-    def _is_same_ring(self, plan: Plan) -> bool:
-        now = self._state.plan
-        return (
-            now is not None
-            and now.model == plan.model
-            and now.hops == plan.hops
-            and now.context == plan.context
-        )
-
     def _carry_out(self, plan: Plan, manifest: Manifest, peers: dict[str, Peer]) -> None:
         log.info("epoch %d: %s", plan.epoch, plan.describe())
+        began = time.monotonic()
         self._set(state="loading", problem="", epoch=plan.epoch)
         self._names |= {peer.device: peer.name for peer in peers.values()}
         self._head.detach()
@@ -387,13 +364,15 @@ class Coordinator:
         self._head.attach(manifest, plan)
         self._ran = manifest
         self._problems.pop(manifest.id, None)
-        self._company = _company(peers)
+        self._switch_s = time.monotonic() - began
+        self._company, _ = self._planner.company(_profiles(peers))
         self._conclude(manifest, "ready", plan=plan)
         names = {plan.head: self._profile().name, **{device: peer.name for device, peer in peers.items()}}
         self._say(f"{manifest.name} runs: {plan.describe(names)}")
         if plan.note:
             self._say(f"{manifest.name}: {plan.note}")
         self._on_ready(manifest)
+        self._wake(LOOK_S)
         if self._shunned.reasons():  # the ring runs without them; they get another chance later
             self._wake(FAILED_S)
 
@@ -474,14 +453,5 @@ class Coordinator:
             self._turn.notify_all()
 
 
-def _company(peers: dict[str, Peer]) -> Company:
-    """Who is there, as far as a plan depends on it for longer than a moment."""
-    return frozenset(peer.profile.lasting for peer in peers.values())
-
-
-def _plan_with(
-    context: ContextOptions, *, epoch: int, head: str, devices: list[DeviceProfile], manifest: Manifest
-) -> Plan:
-    return plan_balanced(
-        epoch=epoch, head=head, devices=devices, model=model_profile(manifest), context=context
-    )
+def _profiles(peers: dict[str, Peer]) -> dict[str, DeviceProfile]:
+    return {device: peer.profile for device, peer in peers.items()}

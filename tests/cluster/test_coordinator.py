@@ -10,6 +10,7 @@ import pytest
 
 from edged.cluster.assignment import Assignment
 from edged.cluster.coordinator import Coordinator, Peer
+from edged.cluster.ring_planner import RingPlanner
 from edged.errors import (
     DiskFullError,
     EdgedError,
@@ -22,14 +23,15 @@ from edged.errors import (
 from edged.planning.plan import ContextOptions, Plan
 from edged.planning.profile import DeviceProfile
 from edged.rpc.messages import Progress
-from edged.store.manifest import Manifest, Part
+from edged.store.manifest import Manifest, Part, TensorEntry
 
 MIB = 2**20
 
 
 def manifest(name: str = "m", n_layers: int = 12) -> Manifest:
     def part(label: str, index: int) -> Part:
-        return Part(name=label, sha256=f"{index:064x}", size=MIB, tensors=())
+        weights = TensorEntry(name=label, ggml_type=0, shape=(MIB // 4,), offset=0, nbytes=MIB)
+        return Part(name=label, sha256=f"{index:064x}", size=MIB, tensors=(weights,))
 
     layers = tuple(part(f"layer.{i:03d}", i) for i in range(n_layers))
     return Manifest(
@@ -53,8 +55,8 @@ def profile(device: str, memory: int = 4096 * MIB) -> DeviceProfile:
         memory_budget=memory,
         disk_free=2**40,
         threads=1,
-        bandwidth=1e10,
-        flops=1e11,
+        bandwidth=1e8,  # so that a layer takes longer than a hop
+        flops=1e9,
     )
 
 
@@ -142,6 +144,7 @@ class Household:
         self.called: dict[str, str] = {}  # names of devices that are not called by their id
         self.said: list[str] = []
         self.memory = memory
+        self.n_ctx = 512
         self.planning = threading.Event()  # a turn waits for `may_plan`
         self.may_plan = threading.Event()
         self.may_plan.set()
@@ -153,10 +156,13 @@ class Household:
             local=self.devices["h"],
             dial=lambda peer: self.devices[peer.device],  # type: ignore[arg-type, return-value]
             head=self.head,
-            wish=lambda _: ContextOptions(n_ctx=512, n_seq_max=1, n_ubatch=64),
+            planner=RingPlanner(lambda: profile("h", self.memory), tuple, self.wish, "throughput"),
             last_epoch=lambda: 0,
             say=self.said.append,
         )
+
+    def wish(self, _: Manifest) -> ContextOptions:
+        return ContextOptions(n_ctx=self.n_ctx, n_seq_max=1, n_ubatch=64)
 
     def alive(self) -> list[Peer]:
         self.looked.set()
@@ -210,8 +216,7 @@ def test_a_context_shorter_than_wished_is_told(
     home = household("a")
     said: list[str] = []
     monkeypatch.setattr(home.coordinator, "_say", said.append)
-    wish = ContextOptions(n_ctx=4096, n_seq_max=1, n_ubatch=64)
-    monkeypatch.setattr(home.coordinator, "_wish", lambda _: wish)
+    home.n_ctx = 4096
     home.coordinator.ensure(manifest())
     plan = home.head.wait_for(lambda plan: True)
     assert plan.context.n_ctx == 2048

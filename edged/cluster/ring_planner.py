@@ -1,0 +1,76 @@
+"""What the coordinator asks of planning: a plan for those who are there, and whether it is worth a switch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from edged.cluster.steady import SteadyBudgets
+from edged.errors import PlanError
+from edged.planning.plan import ContextOptions, Objective, Plan
+from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edged.planning.running import Switching, plan_to_run, worth_switching
+from edged.store.manifest import Manifest
+from edged.store.model_profile import model_profile
+
+LIKELY_TOKENS = 20_000  # generated before things change again: a household's day
+
+Company = tuple[frozenset[DeviceProfile], frozenset[tuple[str, int]], frozenset[LinkProfile]]
+"""Who is there, as far as a plan depends on it for longer than a moment."""
+
+
+class RingPlanner:
+    """Used by the coordinator's thread alone."""
+
+    def __init__(
+        self,
+        profile: Callable[[], DeviceProfile],
+        links: Callable[[], tuple[LinkProfile, ...]],
+        wish: Callable[[Manifest], ContextOptions],
+        objective: Objective,
+    ) -> None:
+        """profile: of this device, the head. links: those measured between devices that are there."""
+        self._profile = profile
+        self._links = links
+        self._wish = wish
+        self._objective = objective
+        self._budgets = SteadyBudgets()
+
+    def company(self, others: Mapping[str, DeviceProfile]) -> tuple[Company, float | None]:
+        """Who is there, and in how many seconds a memory may have changed for good (None: none changes)."""
+        devices = [self._profile(), *others.values()]
+        budgets, look_again = self._budgets.see({device.device: device.memory_budget for device in devices})
+        lasting = frozenset(device.lasting for device in devices)
+        return (lasting, frozenset(budgets.items()), frozenset(self._links())), look_again
+
+    def plan(self, manifest: Manifest, others: Mapping[str, DeviceProfile], epoch: int) -> Plan:
+        """Raises PlanError."""
+        return plan_to_run(
+            self._cluster(others),
+            model_profile(manifest),
+            self._wish(manifest),
+            self._objective,
+            manifest.n_ctx_train,
+            epoch,
+        )
+
+    def should_stay(
+        self, running: Plan, manifest: Manifest, others: Mapping[str, DeviceProfile], switch_s: float
+    ) -> bool:
+        """Whether the ring that runs is to stay, after a change of company. Raises PlanError."""
+        cluster = self._cluster(others)
+        try:
+            plan = self.plan(manifest, others, running.epoch + 1)
+        except PlanError:
+            if set(running.devices) <= {device.device for device in cluster.devices}:
+                return True  # it holds its memory already; a new one would have to find some
+            raise
+        if running.hops == plan.hops and running.context == plan.context:
+            return True
+        switching = Switching(seconds=switch_s, tokens=LIKELY_TOKENS)
+        return not worth_switching(running, plan, cluster, model_profile(manifest), switching)
+
+    def _cluster(self, others: Mapping[str, DeviceProfile]) -> ClusterProfile:
+        me = self._profile()
+        ids = {me.device, *others}
+        links = tuple(link for link in self._links() if {link.source, link.target} <= ids)
+        return ClusterProfile(head=me.device, devices=(me, *others.values()), links=links)

@@ -1,0 +1,97 @@
+"""The plan of a running cluster: for whole requests, and changed only where that pays."""
+
+from __future__ import annotations
+
+import pytest
+
+from edged.errors import PlanError
+from edged.planning.model_profile import ModelProfile
+from edged.planning.plan import ContextOptions
+from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edged.planning.running import Switching, plan_to_run, worth_switching
+
+MIB = 2**20
+WISH = ContextOptions(n_ctx=2048, n_seq_max=4, n_ubatch=128)
+SOON = Switching(seconds=5.0, tokens=20_000)
+
+
+def device(name: str, memory: int = 8192, speed: float = 1e9, disk: float = 0.0) -> DeviceProfile:
+    return DeviceProfile(
+        device=name,
+        name=name,
+        memory_budget=memory * MIB,
+        disk_free=2**40,
+        threads=1,
+        bandwidth=speed,
+        flops=10 * speed,
+        disk_sequential=disk,
+    )
+
+
+def cluster(*devices: DeviceProfile) -> ClusterProfile:
+    ids = [one.device for one in devices]
+    links = tuple(
+        LinkProfile(source=a, target=b, latency=2e-4, bandwidth=1e8) for a in ids for b in ids if a != b
+    )
+    return ClusterProfile(head=ids[0], devices=devices, links=links)
+
+
+def model(n_layers: int = 24, layer: int = 40) -> ModelProfile:
+    return ModelProfile(
+        model="m",
+        n_layers=n_layers,
+        n_embd=1024,
+        n_vocab=1000,
+        n_heads=8,
+        boundaries=tuple(range(1, n_layers)),
+        layer_bytes=(layer * MIB,) * n_layers,
+        embedding_bytes=4 * MIB,
+        output_bytes=4 * MIB,
+        kv_bytes_per_token_layer=1024,
+        n_ctx_train=8192,
+    )
+
+
+def test_many_requests_want_everybody_and_one_stream_the_quickest() -> None:
+    home = cluster(device("a"), device("b"), device("c"))
+    assert set(plan_to_run(home, model(), WISH, "throughput", 8192, 1).devices) == {"a", "b", "c"}
+    alone = plan_to_run(home, model(), WISH, "latency", 8192, 1)
+    assert alone.devices == ("a",)
+    assert {out.device for out in alone.left_out} == {"b", "c"}
+
+
+def test_a_shorter_context_comes_before_streaming_and_streaming_before_refusal() -> None:
+    tight = cluster(device("a", memory=1150, disk=1e9))
+    plan = plan_to_run(tight, model(), WISH, "throughput", 8192, 1)
+    assert sum(hop.streamed for hop in plan.hops) == 0
+    assert plan.context.n_seq_max < WISH.n_seq_max
+    small = cluster(device("a", memory=700, disk=1e9))
+    plan = plan_to_run(small, model(), WISH, "throughput", 8192, 1)
+    assert sum(hop.streamed for hop in plan.hops) > 0
+    assert "read from disk" in plan.note
+    with pytest.raises(PlanError, match="GiB"):
+        plan_to_run(cluster(device("a", memory=700)), model(), WISH, "throughput", 8192, 1)
+
+
+def test_a_ring_is_given_up_only_for_a_gain_that_pays() -> None:
+    two = cluster(device("a"), device("b"))
+    running = plan_to_run(two, model(), WISH, "throughput", 8192, 1)
+    three = cluster(device("a"), device("b"), device("c"))
+    better = plan_to_run(three, model(), WISH, "throughput", 8192, 2)
+    assert worth_switching(running, better, three, model(), SOON)
+    assert not worth_switching(running, better, three, model(), Switching(seconds=1e6, tokens=20_000))
+    assert not worth_switching(running, better, three, model(), Switching(seconds=5.0, tokens=10))
+    nearly = cluster(device("a", speed=1.05e9), device("b"))
+    again = plan_to_run(nearly, model(), WISH, "throughput", 8192, 2)
+    assert not worth_switching(running, again, nearly, model(), Switching(seconds=0.0, tokens=10**9))
+
+
+def test_a_ring_that_cannot_go_on_is_given_up() -> None:
+    home = cluster(device("a"), device("b"))
+    running = plan_to_run(home, model(), WISH, "throughput", 8192, 1)
+    poorer = cluster(device("a"), device("b", memory=200))
+    other = plan_to_run(poorer, model(), WISH, "throughput", 8192, 2)
+    assert worth_switching(running, other, poorer, model(), SOON)
+    alone = cluster(device("a"))
+    other = plan_to_run(alone, model(), WISH, "throughput", 8192, 2)
+    assert worth_switching(running, other, alone, model(), SOON)
