@@ -1,8 +1,8 @@
 """What a device's profile predicts for a window, against what a real window takes.
 
-A window of some layers of a synthetic model is run with one token and with a chunk of a prompt; the same
-moment, the products of its type of weights are measured as `edged profile` does. The ratio is what a window
-takes besides its products: attention, norms, starting the graph.
+A window of some layers of a synthetic model is run with one token and with a chunk of a prompt. In the same
+moment products with its type of weights, and attention, are measured as `edged profile` does. The ratio is
+what a window takes besides: norms, activation functions, starting the graph.
 
     python -m benchmarks.prediction
 """
@@ -23,6 +23,7 @@ from edged.backend.native import Meter, load_window
 from edged.backend.window import Batch, KvOp
 from edged.device.processors import LEAST_MEMORY, TYPE_MS
 from edged.planning.context import CHUNK_IN_RING
+from edged.planning.device_costs import CELL_BLOCK
 from edged.planning.plan import ContextOptions
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
@@ -92,9 +93,13 @@ def _compare(
     def predicted() -> float:
         speed = meter.products(ggml_type, batch=CHUNK_IN_RING, milliseconds=TYPE_MS, memory=LEAST_MEMORY)
         assert speed is not None
-        if tokens == 1:
-            return 1e3 * window.bytes / speed.bandwidth
-        return 1e3 * 2 * window.weights * tokens / speed.flops
+        attention = meter.attention(tokens, depth=CELL_BLOCK, milliseconds=TYPE_MS)
+        assert attention is not None
+        operations = 4 * LLAMA_1B.n_embd * CELL_BLOCK * tokens * LAYERS  # of a cache with one block in use
+        products = (
+            window.bytes / speed.bandwidth if tokens == 1 else 2 * window.weights * tokens / speed.flops
+        )
+        return 1e3 * (products + operations / attention)
 
     subject, baseline = alternate(
         lambda: window.best_ms(tokens, times), predicted, rounds, f"{ggml_type}, {label}"

@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <vector>
 
 #include "error.hpp"
 #include "llama_log.hpp"
+#include "timed_runs.hpp"
 
 namespace edged {
 
@@ -19,8 +19,6 @@ constexpr int64_t kCpuSide = 2048;      // rows and columns of one matrix: as wi
 constexpr int64_t kGpuSide = 4096;      // large enough that starting its product is not what takes the time
 constexpr int64_t kCpuGroup = 8 << 20;  // bytes of one run: short, so that few runs are interrupted
 constexpr int64_t kProbeColumns = 512;  // llama.cpp chooses buffers by a product of this width
-constexpr size_t kLeastRuns = 4;        // on a machine too slow for more
-constexpr int kMostBudgets = 8;         // they may take so many times longer than asked for
 
 // Those that ggml has a quantiser for.
 constexpr std::array kMeasurable{
@@ -29,9 +27,6 @@ constexpr std::array kMeasurable{
     GGML_TYPE_Q6_K,    GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS, GGML_TYPE_IQ3_S,
     GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ2_S, GGML_TYPE_MXFP4,
 };
-
-using Clock = std::chrono::steady_clock;
-using Seconds = std::chrono::duration<double>;
 
 // The buffer type that llama.cpp would put such weights into: repacked where the CPU has kernels for it.
 // Null where the device cannot multiply them at all.
@@ -78,10 +73,8 @@ class Products {
         fill_weights();
     }
 
-    // Seconds per matrix of a run over `group` of them, taken one group after the other over about `budget`:
-    // the lower quartile of many short runs, since another program interrupts some of them, and a lucky cache
-    // favours a few.
-    double typical_time(size_t group, int64_t batch, Seconds budget) {
+    // Seconds per matrix of a run over `group` of them, one group after the other over about `milliseconds`.
+    double typical_time(size_t group, int64_t batch, int64_t milliseconds) {
         const size_t graphs = weights_.size() / group;
         const size_t nodes = 2 * group + 2;
         const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * (weights_.size() + 2) +
@@ -105,18 +98,9 @@ class Products {
         }
 
         run(runs.back());  // starts the threads
-        std::vector<double> times;
-        const auto begin = Clock::now();
-        Seconds spent{0};
-        while (spent < (times.size() < kLeastRuns ? budget * kMostBudgets : budget)) {
-            const auto start = Clock::now();
-            run(runs[times.size() % runs.size()]);
-            times.push_back(Seconds(Clock::now() - start).count());
-            spent = Clock::now() - begin;
-        }
-        const auto quartile = times.begin() + static_cast<ptrdiff_t>(times.size() / 4);
-        std::nth_element(times.begin(), quartile, times.end());
-        return std::max(*quartile, 1e-9) / static_cast<double>(group);
+        const double seconds =
+            typical_seconds(milliseconds, [&](size_t number) { run(runs[number % runs.size()]); });
+        return seconds / static_cast<double>(group);
     }
 
   private:
@@ -199,7 +183,7 @@ std::optional<Speed> Meter::products(const ProductOptions& options) {
 
     const int64_t matrix_bytes = side * static_cast<int64_t>(ggml_row_size(type, side));
     const int64_t count = std::clamp<int64_t>(options.memory / matrix_bytes, 1, 4096);
-    const Seconds half(static_cast<double>(options.milliseconds) / 2000.0);
+    const int64_t half = std::max<int64_t>(1, options.milliseconds / 2);
     Products products(backend_.get(), place, type, side, count);
     const int64_t group = is_cpu ? std::clamp<int64_t>(kCpuGroup / matrix_bytes, 1, count) : count;
     Speed speed;

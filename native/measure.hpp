@@ -33,6 +33,10 @@ class Meter {
     // Nothing where the device cannot multiply such weights.
     std::optional<Speed> products(const ProductOptions& options);
 
+    // Multiply-adds x 2 per second with which `n_tokens` tokens attend to a cache of `depth` positions in
+    // f16, without flash attention. Nothing where the device cannot do that.
+    std::optional<double> attention(int64_t n_tokens, int64_t depth, int64_t milliseconds);
+
   private:
     std::mutex lock_;
     ggml_backend_ptr backend_;

@@ -191,7 +191,9 @@ NB_MODULE(_native, m) {
             },
             "type"_a, "repack"_a, "batch"_a, "milliseconds"_a, "memory"_a, unlocked,
             "(bytes of weights per second of a matrix-vector product, flops of a matrix-matrix product), or "
-            "None where the device cannot multiply such weights.");
+            "None where the device cannot multiply such weights.")
+        .def("attention", &edged::Meter::attention, "n_tokens"_a, "depth"_a, "milliseconds"_a, unlocked,
+             "flops of attention to a cache of `depth` positions, or None where the device cannot do that.");
     m.def("read_bandwidth", edged::read_bandwidth, "n_threads"_a, "milliseconds"_a, "memory"_a, unlocked,
           "Bytes per second that the CPU's threads read from memory together.");
 }

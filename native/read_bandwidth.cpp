@@ -1,7 +1,6 @@
 // Plain reading of memory by several threads: the bound of all that is done once with each byte.
 #include <algorithm>
 #include <barrier>
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <system_error>
@@ -10,6 +9,7 @@
 
 #include "error.hpp"
 #include "measure.hpp"
+#include "timed_runs.hpp"
 
 namespace edged {
 
@@ -17,11 +17,7 @@ namespace {
 
 constexpr size_t kLanes = 16;           // sums side by side, so that adding does not hold up reading
 constexpr int64_t kSmallest = 1 << 20;  // bytes per thread
-constexpr size_t kLeastRounds = 4;
-constexpr int64_t kRound = 8 << 20;  // bytes of all threads together: short, so that few are interrupted
-constexpr int kMostBudgets = 8;      // the least number of rounds may take so many times longer
-
-using Clock = std::chrono::steady_clock;
+constexpr int64_t kRound = 8 << 20;     // bytes of all threads together: short, so that few are interrupted
 
 uint64_t sum(const uint64_t* from, size_t count) {
     uint64_t lanes[kLanes] = {};
@@ -56,11 +52,9 @@ class Readers {
 
     size_t bytes_per_round() const { return sums_.size() * piece_ * sizeof(uint64_t); }
 
-    double round() {
-        const auto start = Clock::now();
+    void round() {
         gate_.arrive_and_wait();
         gate_.arrive_and_wait();
-        return std::chrono::duration<double>(Clock::now() - start).count();
     }
 
   private:
@@ -102,17 +96,8 @@ double read_bandwidth(int64_t n_threads, int64_t milliseconds, int64_t memory) {
     const auto pieces = static_cast<size_t>(std::max<int64_t>(1, bytes_each * n_threads / kRound));
     Readers readers(static_cast<size_t>(n_threads), words_each, pieces);
     readers.round();  // wakes the threads
-    std::vector<double> times;
-    const std::chrono::duration<double> budget(static_cast<double>(milliseconds) / 1e3);
-    std::chrono::duration<double> spent{0};
-    const auto begin = Clock::now();
-    while (spent < (times.size() < kLeastRounds ? budget * kMostBudgets : budget)) {
-        times.push_back(readers.round());
-        spent = Clock::now() - begin;
-    }
-    const auto quartile = times.begin() + static_cast<ptrdiff_t>(times.size() / 4);
-    std::nth_element(times.begin(), quartile, times.end());
-    return static_cast<double>(readers.bytes_per_round()) / std::max(*quartile, 1e-9);
+    const double seconds = typical_seconds(milliseconds, [&](size_t) { readers.round(); });
+    return static_cast<double>(readers.bytes_per_round()) / seconds;
 }
 
 }  // namespace edged

@@ -66,6 +66,15 @@ class Meter:
             _pass_on_log()
         return None if measured is None else Speed(*measured)
 
+    def attention(self, n_tokens: int, *, depth: int, milliseconds: int) -> float | None:
+        """Multiply-adds x 2 per second with which `n_tokens` tokens attend to `depth` positions.
+
+        The cache is in f16 and flash attention off, as edged has it on CPUs. None where the device cannot do
+        that. Raises WindowError.
+        """
+        measured = self._meter.attention(n_tokens, depth, milliseconds)
+        return None if measured is None else float(measured)
+
 
 def read_bandwidth(n_threads: int, milliseconds: int, memory: int) -> float:
     """Bytes per second of plain reading by `n_threads` threads, from `memory` bytes allocated for it.

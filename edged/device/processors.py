@@ -34,6 +34,7 @@ TYPES = (
 
 TYPE_MS = 30  # per type, set-up aside: five runs and more on a laptop, three on the slowest machine
 READ_MS = 60
+DEPTH = 512  # positions that attention is measured with: of a conversation that has begun
 LEAST_MEMORY = 64 * 2**20  # bytes of weights: more than most caches hold, and quickly made
 MOST_MEMORY = 256 * 2**20
 CACHES = 2  # so many times the last cache, so that it helps no more than with a model's weights
@@ -69,7 +70,7 @@ def measure_processors(
 
 def steps(types: Sequence[str] = TYPES) -> int:
     """How often `measure_processors` calls `step`, where every processor can be measured."""
-    return len(computing_devices()) * (len(types) + 1)
+    return len(computing_devices()) * (len(types) + 2)
 
 
 def _measure(
@@ -88,6 +89,10 @@ def _measure(
     if not speeds:
         raise WindowError(f"{device.name} multiplies by no type of weights that edged measures")
     step()
+    attention = [
+        meter.attention(tokens, depth=DEPTH, milliseconds=TYPE_MS) or 0.0 for tokens in (1, CHUNK_IN_RING)
+    ]
+    step()
     # A product reads its weights once: memory is at least as fast as the fastest of them.
     reading = [speed.bandwidth for speed in speeds.values()]
     if is_cpu:
@@ -101,5 +106,7 @@ def _measure(
             for name, speed in speeds.items()
         ),
         memory_bandwidth=max(reading),
+        attention_decode=attention[0],
+        attention_prefill=attention[1],
         shares_memory=not is_cpu and (device.kind == "igpu" or shares_memory_with_gpu()),
     )

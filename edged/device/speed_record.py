@@ -101,5 +101,7 @@ def _best(one: ProcessorProfile, other: ProcessorProfile) -> ProcessorProfile:
         update={
             "speeds": tuple(map(best, one.speeds)),
             "memory_bandwidth": max(one.memory_bandwidth, other.memory_bandwidth),
+            "attention_decode": max(one.attention_decode, other.attention_decode),
+            "attention_prefill": max(one.attention_prefill, other.attention_prefill),
         }
     )

@@ -2,8 +2,9 @@
 
 A layer takes, for a batch of n tokens, the sum over its groups of weights of
     max(bytes touched / decode, n * flops / prefill),
-the roofline of Williams, Waterman and Patterson (2009) with the two speeds that were measured, and for each
-position before it the bytes of keys and values over the memory's bandwidth.
+the roofline of Williams, Waterman and Patterson (2009) with the two speeds that were measured, and for the
+positions before it attention: their keys and values over the memory's bandwidth, or the operations over the
+speed of attention, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from math import ceil
 
 from pydantic import Field
 
@@ -20,6 +22,8 @@ from edged.planning.footprint import KV_BITS, window_overhead
 from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
 from edged.planning.plan import ContextOptions
 from edged.planning.profile import DeviceProfile, ProcessorProfile
+
+CELL_BLOCK = 256  # positions: llama.cpp computes attention over whole blocks of the cache
 
 
 class Workload(Document):
@@ -149,8 +153,9 @@ def device_costs(device: DeviceProfile, of: ModelCosts) -> DeviceCosts:
 
 def _processor_costs(processor: ProcessorProfile, of: ModelCosts) -> ProcessorCosts:
     def layer(kind: LayerProfile, n_tokens: int, depth: float) -> float:
-        kept = kind.kv_bytes_per_token * of.kv_scale * depth
-        return products_s(kind.groups, processor, n_tokens) + kept / processor.memory_bandwidth
+        return products_s(kind.groups, processor, n_tokens) + attention_s(
+            kind, processor, of, n_tokens, depth
+        )
 
     decode = [layer(kind, 1, of.workload.depth) for kind in of.kinds]
     chunk = [layer(kind, of.chunk, of.workload.prompt / 2) for kind in of.kinds]
@@ -160,6 +165,20 @@ def _processor_costs(processor: ProcessorProfile, of: ModelCosts) -> ProcessorCo
         output=products_s(of.model.known_output, processor, 1),
         run=processor.run_s,
     )
+
+
+def attention_s(
+    kind: LayerProfile, processor: ProcessorProfile, of: ModelCosts, n_tokens: int, depth: float
+) -> float:
+    """Seconds in which n_tokens attend to `depth` positions in one layer: its cache is read, and each query
+    is multiplied with every key and value. As wide as the state is, which most models' queries are.
+    """
+    if not kind.kv_bytes_per_token:
+        return 0.0
+    cells = CELL_BLOCK * max(1, ceil(depth / CELL_BLOCK))
+    reading = kind.kv_bytes_per_token * of.kv_scale * cells / processor.memory_bandwidth
+    speed = processor.attention_decode if n_tokens == 1 else processor.attention_prefill
+    return max(reading, 4.0 * of.model.n_embd * cells * n_tokens / speed) if speed else reading
 
 
 def products_s(groups: Sequence[TensorGroup], processor: ProcessorProfile, n_tokens: int) -> float:

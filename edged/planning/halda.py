@@ -195,7 +195,7 @@ class _QuietHighs(highspy.Highs):
 
     def enableCallbacks(self) -> None:  # noqa: N802 - HiGHS chose the name
         self.setOptionValue("output_flag", False)
-        super().enableCallbacks()
+        super().enableCallbacks()  # type: ignore[no-untyped-call]
 
 
 def _programme(devices: Sequence[_Device], sets: Sequence[Set], rounds: int, total: int) -> Assignment | None:

@@ -46,6 +46,10 @@ class ProcessorProfile(Document):
     description: str = ""  # for people: "NVIDIA GeForce RTX 3060"
     speeds: tuple[TypeSpeed, ...] = Field(min_length=1)
     memory_bandwidth: float = Field(gt=0)  # bytes per second of plain reading, as a KV cache is read
+    # Multiply-adds x 2 per second of attention to a cache in f16 without flash attention; 0: not measured,
+    # and taken to be bound by `memory_bandwidth` alone.
+    attention_decode: float = Field(default=0.0, ge=0)  # one token's
+    attention_prefill: float = Field(default=0.0, ge=0)  # a chunk's
     memory_budget: int = Field(default=0, ge=0)  # of a GPU: bytes of its memory edged may hold; a CPU's: 0
     shares_memory: bool = False  # its memory is the device's own (Apple, integrated): part of that budget
     run_s: float = Field(default=0.0, ge=0)  # seconds to start one window's run on it, besides its products

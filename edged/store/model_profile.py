@@ -2,34 +2,81 @@
 
 from __future__ import annotations
 
-from edged.planning.profile import ModelProfile
-from edged.store.manifest import Manifest
+from collections.abc import Iterable
+from math import prod
+
+from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
+from edged.store.ggml_types import layouts
+from edged.store.manifest import Manifest, Part, TensorEntry
 
 
 def model_profile(manifest: Manifest) -> ModelProfile:
-    """Bytes per layer, per input and per output side of `manifest`."""
+    """Bytes, types and operations of every layer of `manifest`, and of its output side."""
     parts = manifest.by_name
     embedding = parts["embedding"].weight_bytes
-    output = parts["output"].weight_bytes if "output" in parts else 0
+    share = _expert_share(manifest)
+    output = _output(manifest)
+    layers = tuple(_layer(manifest, index, share) for index in range(manifest.n_layers))
     return ModelProfile(
         model=manifest.id,
+        name=manifest.name,
         n_layers=manifest.n_layers,
         n_embd=manifest.n_embd,
         n_vocab=manifest.n_vocab,
-        n_heads=_heads(manifest),
+        n_heads=_count(manifest, "attention.head_count"),
         boundaries=manifest.boundaries,
         whole_because=manifest.whole_because,
-        layer_bytes=tuple(manifest.layer(index).weight_bytes for index in range(manifest.n_layers)),
+        layer_bytes=tuple(layer.nbytes for layer in layers),
+        layers=layers,
+        output=output,
         embedding_bytes=embedding,
-        output_bytes=output + (embedding if manifest.tied else 0),
+        output_bytes=sum(group.nbytes for group in output),
         kv_bytes_per_token_layer=manifest.kv_bytes_per_token_layer,
         n_ctx_train=manifest.n_ctx_train,
+        recurrent=manifest.recurrent,
     )
 
 
-def _heads(manifest: Manifest) -> int:
-    """Attention heads of the layer that has most; 1 where the file says nothing of them."""
-    key = f"{manifest.architecture}.attention.head_count"
-    value = next((entry.value for entry in manifest.metadata if entry.key == key), 1)
-    heads = value if isinstance(value, tuple) else (value,)
-    return max((int(count) for count in heads if isinstance(count, int)), default=1) or 1
+def _layer(manifest: Manifest, index: int, expert_share: float) -> LayerProfile:
+    return LayerProfile(
+        groups=_groups(manifest.layer(index).tensors, expert_share),
+        kv_bytes_per_token=manifest.kv_bytes_per_token_layer,
+    )
+
+
+def _output(manifest: Manifest) -> tuple[TensorGroup, ...]:
+    sides: list[Part] = []
+    if "output" in manifest.by_name:
+        sides.append(manifest.by_name["output"])
+    if manifest.tied:
+        sides.append(manifest.by_name["embedding"])
+    return _groups([tensor for side in sides for tensor in side.tensors], 1.0)
+
+
+def _groups(tensors: Iterable[TensorEntry], expert_share: float) -> tuple[TensorGroup, ...]:
+    """One group per type, the experts' apart: a token uses a part of them only."""
+    sums: dict[tuple[str, float], tuple[int, int]] = {}
+    for tensor in tensors:
+        layout = layouts().get(tensor.ggml_type)
+        name = layout.name if layout is not None else ""
+        share = expert_share if "_exps." in tensor.name else 1.0
+        nbytes, weights = sums.get((name, share), (0, 0))
+        sums[name, share] = (nbytes + tensor.nbytes, weights + prod(tensor.shape))
+    return tuple(
+        TensorGroup(type=name, share=share, nbytes=nbytes, weights=weights)
+        for (name, share), (nbytes, weights) in sums.items()
+    )
+
+
+def _expert_share(manifest: Manifest) -> float:
+    """The part of a layer's experts that one token uses; 1 for a model without."""
+    experts = _count(manifest, "expert_count")
+    return min(1.0, _count(manifest, "expert_used_count") / experts)
+
+
+def _count(manifest: Manifest, key: str) -> int:
+    """A whole number of the metadata, of the layer that has most; 1 where the file says nothing of it."""
+    full = f"{manifest.architecture}.{key}"
+    value = next((entry.value for entry in manifest.metadata if entry.key == full), 1)
+    values = value if isinstance(value, tuple) else (value,)
+    return max((int(count) for count in values if isinstance(count, int)), default=1) or 1

@@ -50,6 +50,14 @@ def test_more_tokens_take_more_time(cpu: Meter) -> None:
     assert alone.flops < many.flops < 64 * alone.flops
 
 
+def test_attention_is_measured(cpu: Meter) -> None:
+    assert 1e7 < (cpu.attention(1, depth=256, milliseconds=4) or 0) < 1e13
+    assert 1e7 < (cpu.attention(16, depth=256, milliseconds=4) or 0) < 1e13
+    for tokens, depth in ((0, 256), (1, 0), (1, 10**9)):
+        with pytest.raises(WindowError, match="measure with"):
+            cpu.attention(tokens, depth=depth, milliseconds=4)
+
+
 def test_memory_is_read() -> None:
     assert 1e8 < native.read_bandwidth(2, 10, SMALL) < 1e13
 

@@ -48,7 +48,7 @@ def test_what_is_in_the_store_is_read_and_not_written_to(
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("moment", ["writev", "readv"])
+@pytest.mark.parametrize("moment", ["writev", "preadv"])
 def test_an_interruption_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException], moment: str
 ) -> None:
@@ -83,7 +83,7 @@ def test_a_disk_that_fails_is_not_measured(tmp_path: Path, monkeypatch: pytest.M
     def broken(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "readv", broken)
+    monkeypatch.setattr(os, "preadv", broken)
     assert measure_disk(tmp_path, 16 * MIB) == DiskSpeed()
     assert names(tmp_path) == []
 

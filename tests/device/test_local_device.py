@@ -44,6 +44,9 @@ class Machine:
                 scale = machine.speed * (10 if self._device == "CUDA0" else 1)
                 return Speed(1e9 * scale, 1e10 * scale)
 
+            def attention(self, n_tokens: int, **_: Any) -> float | None:
+                return 2e10 * machine.speed if self._device == "CPU" else None
+
         monkeypatch.setattr(processors, "Meter", FakeMeter)
         monkeypatch.setattr(processors.native, "devices", lambda: self.devices)
         monkeypatch.setattr(processors.native, "read_bandwidth", lambda *_: 5e8)
@@ -63,6 +66,7 @@ def test_a_profile_has_what_was_measured(machine: Machine, tmp_path: Path) -> No
     assert device.cpu.speed("q4_K").decode == 1e9
     assert device.cpu.memory_bandwidth == 1e9  # not less than what a product reads
     assert {speed.type for speed in device.cpu.speeds} == set(processors.TYPES) - {"mxfp4"}
+    assert (device.cpu.attention_decode, device.gpus[0].attention_decode) == (2e10, 0.0)
     assert device.gpus[0].memory_budget == int(6 * GIB * (1 - local_device.KEEP_FREE))
     assert (device.bandwidth, device.flops) == (1e9, 1e10)
     assert (device.disk_sequential, device.disk_random) == (2e8, 1e8)

@@ -38,6 +38,21 @@ def test_a_daemon_that_looks_for_its_founder_stops_at_once(
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_daemon_that_measures_its_device_stops_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measuring(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(10)
+        raise AssertionError("the measurement went on")
+
+    monkeypatch.setattr("edged.daemon.measure", measuring)
+    said: list[str] = []
+    environment = {"EDGED_HOME": str(tmp_path), "EDGED_HTTP": "off", "EDGED_PORT": str(free_port())}
+    run_daemon(read_settings(environment), said.append)
+    assert said[-1] == "stopped"
+
+
 def test_a_daemon_that_loads_a_model_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_random_model(tmp_path / "small.gguf", shape=Shape(n_layers=3))
     import_model(file, Catalogue(tmp_path / "home"))
