@@ -42,15 +42,15 @@ def import_model(
         raise SettingsError(f"{name!r} cannot be a model's name: use letters, digits and . _ : / -")
     files = open_model(path)
     trial = probe.try_file(files.paths[0])
-    drafts = _drafts(files)
+    drafts = drafts_of(files)
     total = sum(draft.estimate for draft in drafts)
     if free_bytes(catalogue.scratch) < total + _SPARE:
         raise disk_full(catalogue.scratch, total + _SPARE)
     progress = _Progress(report, total)
     written: list[str] = []
     try:
-        parts = tuple(_write(draft, catalogue, written, progress) for draft in drafts)
-        manifest = _manifest(files, name, parts, recurrent=trial.recurrent, n_vocab=trial.n_vocab)
+        parts = tuple(write_draft(draft, catalogue, written, progress) for draft in drafts)
+        manifest = describe(files, name, parts, recurrent=trial.recurrent, n_vocab=trial.n_vocab)
         probe.try_windows(manifest, catalogue)
         while True:
             with catalogue.lock:  # between a look and the entry no other process may drop a part
@@ -60,7 +60,7 @@ def import_model(
                     return manifest
             for draft, part in zip(drafts, parts, strict=True):
                 if part.sha256 in gone:
-                    _write(draft, catalogue, written, _Progress(None, 0))
+                    write_draft(draft, catalogue, written)
     except BaseException:
         with contextlib.suppress(OSError):
             catalogue.drop_unused(written)
@@ -68,7 +68,7 @@ def import_model(
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class Draft:
     """A part yet to be written."""
 
     name: str
@@ -94,7 +94,7 @@ class _Progress:
             self._report(min(self._done, self._total), self._total)
 
 
-def _drafts(files: ModelFiles) -> list[_Draft]:
+def drafts_of(files: ModelFiles) -> list[Draft]:
     """Sort the tensors into parts; the same tensors give the same parts in whatever order they came."""
     n_layers = files.hyperparameter("block_count")
     if not 1 <= n_layers <= architecture.MAX_LAYERS:
@@ -104,8 +104,8 @@ def _drafts(files: ModelFiles) -> list[_Draft]:
     for name in sorted(files.tensors):
         groups.setdefault(_group(name, n_layers), []).append(files.tensors[name])
     kind = make_pair("general.architecture", files.architecture, ValueType.STRING)
-    drafts = [_Draft(name, (kind,), tuple(tensors)) for name, tensors in groups.items()]
-    drafts.append(_Draft("vocab", tuple(files.pairs.values()), ()))
+    drafts = [Draft(name, (kind,), tuple(tensors)) for name, tensors in groups.items()]
+    drafts.append(Draft("vocab", tuple(files.pairs.values()), ()))
     return drafts
 
 
@@ -120,7 +120,10 @@ def _group(tensor: str, n_layers: int) -> str:
     return "shared"
 
 
-def _write(draft: _Draft, catalogue: Catalogue, written: list[str], progress: _Progress) -> Part:
+def write_draft(
+    draft: Draft, catalogue: Catalogue, written: list[str] | None = None, progress: _Progress | None = None
+) -> Part:
+    """Write a part into the store; its hash is added to `written` if it was not there yet."""
     described = [(one.info.name, one.info.shape, one.info.ggml_type) for one in draft.tensors]
     header, placed = write_header(draft.pairs, described)
     with disk_errors(catalogue.scratch, draft.estimate), catalogue.new_part() as file:
@@ -129,10 +132,11 @@ def _write(draft: _Draft, catalogue: Catalogue, written: list[str], progress: _P
             file.write_zeros(info.offset - file.size)
             for block in _blocks(source):
                 file.write(block)
-                progress.advance(len(block))
+                if progress is not None:
+                    progress.advance(len(block))
         file.write_zeros(padded(file.size) - file.size)
         known = catalogue.has(sha256 := file.finish())
-        if not known:
+        if not known and written is not None:
             written.append(sha256)
         catalogue.adopt(file)
         return Part(
@@ -167,9 +171,10 @@ def _blocks(source: SourceTensor) -> Iterator[bytes]:
         raise BrokenModelError(f"cannot read {source.path}: {error.strerror or error}") from None
 
 
-def _manifest(
+def describe(
     files: ModelFiles, name: str, parts: tuple[Part, ...], recurrent: bool, n_vocab: int
 ) -> Manifest:
+    """The manifest of a model whose parts are `parts`. Raises BrokenModelError."""
     n_layers = files.hyperparameter("block_count")
     n_embd = files.hyperparameter("embedding_length", least=1)
     metadata = _metadata(files)
