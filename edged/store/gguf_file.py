@@ -29,6 +29,7 @@ MAX_NAME_BYTES = 63  # ggml's own limit on a tensor's name
 MAX_KEY_BYTES = 65_535
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 2**20
+MOST_ENTRIES = 65_536  # of a list that is looked into; only a tokenizer has longer ones
 _READ_AHEAD = 2**20
 
 
@@ -124,8 +125,15 @@ class GgufFile:
     tensors: dict[str, TensorInfo]
 
     def get(self, key: str) -> Value | None:
+        """The value, if there is one and it is not a list of more than MOST_ENTRIES."""
         pair = self.pairs.get(key)
-        return None if pair is None else pair.value()
+        return None if pair is None or pair.count > MOST_ENTRIES else pair.value()
+
+
+def shown(text: str, most: int = 80) -> str:
+    """What a file holds as a message may quote it: on one line, and not at any length."""
+    line = "".join(character if character.isprintable() else "\ufffd" for character in text[: most + 1])
+    return line if len(line) <= most else f"{line[:most]}..."
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -366,4 +374,4 @@ class _Reader:
             self._fail("it became shorter while it was read")
 
     def _fail(self, fault: str) -> NoReturn:
-        raise BrokenModelError(f"{self._path.name} is not a usable GGUF file: {fault}")
+        raise BrokenModelError(f"{shown(self._path.name)} is not a usable GGUF file: {shown(fault, 200)}")

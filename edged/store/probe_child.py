@@ -28,7 +28,11 @@ from edged.store.manifest import Manifest
 from edged.store.probe import Trial
 from edged.store.vocabulary_check import check_loaded, check_vocabulary
 
-_SAMPLE = "A home, ein Zuhause, μία οικία, 家。\n".encode()
+_SAMPLES = (
+    "A home, ein Zuhause, μία οικία, 家。\n",
+    "  two   spaces\t\ttabs \r\n\n  x = 'y'  ",
+    "".join(map(chr, range(0x180))) + "e\u0301 \ufeff\u2028\ue000😀👩‍👧 \U0010ffff",
+)
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR, which the Python package does not name
 
 
@@ -126,10 +130,11 @@ def _try_vocabulary(manifest: Manifest, path: Path) -> None:
         raise BrokenModelError(f"{manifest.name} was refused by llama.cpp: its vocabulary cannot be read")
     vocabulary = llama.llama_model_get_vocab(model)
     check_loaded(vocabulary, manifest.name)
-    tokens = (llama.llama_token * (4 * len(_SAMPLE)))()
-    count = llama.llama_tokenize(vocabulary, _SAMPLE, len(_SAMPLE), tokens, len(tokens), True, True)
-    if not 0 < count <= len(tokens):
-        raise BrokenModelError(f"{manifest.name} was refused: its vocabulary cannot express plain text")
+    for sample in map(str.encode, _SAMPLES):
+        tokens = (llama.llama_token * (8 * len(sample)))()
+        count = llama.llama_tokenize(vocabulary, sample, len(sample), tokens, len(tokens), True, True)
+        if not 0 < count <= len(tokens):
+            raise BrokenModelError(f"{manifest.name} was refused: its vocabulary cannot express plain text")
     llama.llama_model_free(model)
 
 
