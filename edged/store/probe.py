@@ -58,7 +58,7 @@ def try_file(path: Path) -> Trial:
 def try_windows(manifest: Manifest, catalogue: Catalogue) -> None:
     """Run one token through every kind of layer (through all of a model that cannot be cut).
 
-    Raises BrokenModelError. Layers that do not fit into memory now are not run.
+    Raises BrokenModelError. Layers that are not on this device or do not fit into memory now are not run.
     """
     request: Asked = {"do": "windows", "home": str(catalogue.home.resolve())}
     _in_child(request, manifest.pack(), manifest.name, _MODEL_S)

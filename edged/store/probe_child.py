@@ -72,34 +72,41 @@ def _rehearse(request: dict[str, Any], body: bytes) -> None:
 
 
 def _run_windows(manifest: Manifest, catalogue: Catalogue) -> None:
-    _try_vocabulary(manifest, catalogue.path(manifest.vocabulary.sha256))
+    if catalogue.has(manifest.vocabulary.sha256):
+        _try_vocabulary(manifest, catalogue.path(manifest.vocabulary.sha256))
     budget = memory_budget(cap=None, held=0)
     # One token at position 0, and as little context as there can be.
     options = ContextOptions(n_ctx=32, n_seq_max=1, n_ubatch=16)
     batch = Batch(np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, np.bool_))
     state: Tokens | Hidden = np.zeros(1, np.int32)
     try:
-        for first, end in _windows_to_try(manifest):
+        for first, end in _windows_to_try(manifest, catalogue):
             if sum(part.weight_bytes for part in manifest.parts_for(first, end)) > budget:
                 continue
-            window = load_window(compose(manifest, catalogue, first, end), options, n_threads=1)
+            source = compose(manifest, catalogue, first, end)
+            if first > 0 and state.ndim == 1:  # nothing has come in front of it
+                state = np.zeros((1, source.width), np.float32)
+            window = load_window(source, options, n_threads=1)
             try:
                 state = (window.run if end < manifest.n_layers else window.run_last)(batch, state)
             finally:
                 window.close()
+            if not np.isfinite(state).any():
+                raise BrokenModelError(f"{manifest.name} was refused: what it computes are not numbers")
     except WindowError as error:
         raise BrokenModelError(f"{manifest.name} was refused by llama.cpp: {error.message}") from None
-    if not np.isfinite(state).any():
-        raise BrokenModelError(f"{manifest.name} was refused: what it computes are not numbers")
 
 
-def _windows_to_try(manifest: Manifest) -> list[tuple[int, int]]:
-    """The smallest windows with the first and the last layer, and with one of every other kind of layer."""
-    edges = [0, *manifest.boundaries, manifest.n_layers]
-    windows = list(pairwise(edges))
+def _windows_to_try(manifest: Manifest, catalogue: Catalogue) -> list[tuple[int, int]]:
+    """The smallest windows with the first and the last layer, and with one of every other kind of layer.
+
+    A device that runs a part of a model only has the layers of that part.
+    """
     tried: set[object] = set()
     chosen = []
-    for first, last in windows:
+    for first, last in pairwise([0, *manifest.boundaries, manifest.n_layers]):
+        if catalogue.missing(manifest.parts_for(first, last)):
+            continue
         kinds = [_kind(manifest, index) for index in range(first, last)]
         if first == 0 or last == manifest.n_layers or not tried.issuperset(kinds):
             chosen.append((first, last))
