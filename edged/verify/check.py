@@ -45,13 +45,17 @@ def verify(model: str, home: Path, wishes: Wishes, show: Show) -> Report:
 
     Raises EdgedError where the model cannot be run at all; what a cut dies of is in the report.
     """
-    if not LEAST_TOKENS <= wishes.n_tokens <= MOST_TOKENS:
-        raise SettingsError(f"a verification takes {LEAST_TOKENS} to {MOST_TOKENS} tokens")
     with tempfile.TemporaryDirectory(prefix="edged-verify-") as made:
         scratch = Path(made)
         with Session(scratch / "printed") as session:
-            subject = _subject(model, home, wishes, scratch, session)
-            return _Verification(subject, session, show).report(wishes)
+            return verify_in(session, scratch, model, home, wishes, show)
+
+
+def verify_in(session: Session, scratch: Path, model: str, home: Path, wishes: Wishes, show: Show) -> Report:
+    """As `verify`, computed by `session`; what it needs on disk is left in `scratch`."""
+    if not LEAST_TOKENS <= wishes.n_tokens <= MOST_TOKENS:
+        raise SettingsError(f"a verification takes {LEAST_TOKENS} to {MOST_TOKENS} tokens")
+    return _Verification(_subject(model, home, wishes, scratch, session), session, show).report(wishes)
 
 
 def _subject(model: str, home: Path, wishes: Wishes, scratch: Path, session: Session) -> Subject:
