@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edged.errors import BrokenModelError, SettingsError
-from edged.store import architecture, probe
+from edged.store import probe
+from edged.store.architectures import cuts
+from edged.store.architectures.shape import Shape, main_layers
 from edged.store.catalogue import Catalogue
 from edged.store.gguf_file import Pair, ValueType, make_pair, padded, write_header
 from edged.store.manifest import Manifest, MetadataEntry, Part, TensorEntry
@@ -96,24 +98,33 @@ class _Progress:
 
 def drafts_of(files: ModelFiles) -> list[Draft]:
     """Sort the tensors into parts; the same tensors give the same parts in whatever order they came."""
-    n_layers = files.hyperparameter("block_count")
-    if not 1 <= n_layers <= architecture.MAX_LAYERS:
-        raise BrokenModelError(f"{files.paths[0].name} is not a usable model: it claims {n_layers} layers")
+    n_blocks = files.hyperparameter("block_count")
+    if not 1 <= n_blocks <= cuts.MAX_LAYERS:
+        raise BrokenModelError(f"{files.paths[0].name} is not a usable model: it claims {n_blocks} layers")
+    n_layers = _main_layers(files)
+    predictions = {f"layer.{index:03d}" for index in range(n_layers, n_blocks)}
     groups: dict[str, list[SourceTensor]] = {f"layer.{index:03d}": [] for index in range(n_layers)}
     groups["embedding"] = []
     for name in sorted(files.tensors):
-        groups.setdefault(_group(name, n_layers), []).append(files.tensors[name])
+        if (group := _group(name, n_blocks)) not in predictions:
+            groups.setdefault(group, []).append(files.tensors[name])
     kind = make_pair("general.architecture", files.architecture, ValueType.STRING)
     drafts = [Draft(name, (kind,), tuple(tensors)) for name, tensors in groups.items()]
     drafts.append(Draft("vocab", tuple(files.pairs.values()), ()))
     return drafts
 
 
+def _main_layers(files: ModelFiles) -> int:
+    """Without the blocks that only guess at later tokens."""
+    nextn = files.value(f"{files.architecture}.nextn_predict_layers")
+    return main_layers(files.hyperparameter("block_count"), nextn)
+
+
 def _group(tensor: str, n_layers: int) -> str:
     match = _LAYER.match(tensor)
     if match and int(match[1]) < n_layers:
         return f"layer.{int(match[1]):03d}"
-    if tensor.startswith("token_embd"):
+    if tensor.startswith("token_embd."):
         return "embedding"
     if tensor.startswith("output"):
         return "output"
@@ -175,29 +186,35 @@ def describe(
     files: ModelFiles, name: str, parts: tuple[Part, ...], recurrent: bool, n_vocab: int
 ) -> Manifest:
     """The manifest of a model whose parts are `parts`. Raises BrokenModelError."""
-    n_layers = files.hyperparameter("block_count")
     n_embd = files.hyperparameter("embedding_length", least=1)
     metadata = _metadata(files)
-    outside = [tensor.name for part in parts if not part.name.startswith("layer.") for tensor in part.tensors]
-    cuts = architecture.cuts(
-        files.architecture, n_layers, {entry.key: pair.value() for entry, pair in metadata}, outside
+    shape = Shape(
+        architecture=files.architecture,
+        n_layers=_main_layers(files),
+        n_blocks=files.hyperparameter("block_count"),
+        n_embd=n_embd,
+        n_vocab=n_vocab,
+        metadata={entry.key: pair.value() for entry, pair in metadata},
     )
-    embedding = files.tensors.get(architecture.EMBEDDING)
-    if cuts.boundaries and (embedding is None or embedding.info.shape != (n_embd, n_vocab)):
+    outside = [tensor.name for part in parts if not part.name.startswith("layer.") for tensor in part.tensors]
+    found = cuts.cuts(shape, outside)
+    embedding = files.tensors.get(cuts.EMBEDDING)
+    if found.boundaries and (embedding is None or embedding.info.shape != (n_embd, n_vocab)):
         raise BrokenModelError(
             f"{files.paths[0].name} is not a usable model: its embedding table does not fit its vocabulary"
         )
     return Manifest(
         name=name,
         architecture=files.architecture,
-        n_layers=n_layers,
+        n_layers=shape.n_layers,
         n_embd=n_embd,
         n_vocab=n_vocab,
         n_ctx_train=files.hyperparameter("context_length", least=1),
         kv_bytes_per_token_layer=_kv_bytes(files, n_embd),
         recurrent=recurrent,
-        boundaries=cuts.boundaries,
-        whole_because=cuts.reason,
+        boundaries=found.boundaries,
+        preferred=found.preferred,
+        whole_because=found.reason,
         metadata=tuple(entry for entry, _ in metadata),
         parts=parts,
     )
