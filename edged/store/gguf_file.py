@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from edged.errors import BrokenModelError
+from edged.errors import BrokenModelError, shown
 from edged.store.ggml_types import layouts
 
 MAGIC = b"GGUF"
@@ -128,12 +128,6 @@ class GgufFile:
         """The value, if there is one and it is not a list of more than MOST_ENTRIES."""
         pair = self.pairs.get(key)
         return None if pair is None or pair.count > MOST_ENTRIES else pair.value()
-
-
-def shown(text: str, most: int = 80) -> str:
-    """What a file holds as a message may quote it: on one line, and not at any length."""
-    line = "".join(character if character.isprintable() else "\ufffd" for character in text[: most + 1])
-    return line if len(line) <= most else f"{line[:most]}..."
 
 
 def read_gguf(path: Path) -> GgufFile:

@@ -24,10 +24,9 @@ from typing import Any
 import msgpack
 
 from edged.backend.source import WindowSource
-from edged.errors import BY_CODE, BrokenModelError, EdgedError
+from edged.errors import BY_CODE, BrokenModelError, EdgedError, shown
 from edged.planning.plan import ContextOptions
 from edged.store.catalogue import Catalogue
-from edged.store.gguf_file import shown
 from edged.store.manifest import Manifest
 
 _MODEL_S = 900.0  # a whole model that cannot be cut is read once, from a slow disk perhaps

@@ -11,9 +11,9 @@ from typing import Any
 
 import llama_cpp.llama_cpp as llama
 
-from edged.errors import BrokenModelError
+from edged.errors import BrokenModelError, shown
 from edged.store.charsmap import charsmap_fault
-from edged.store.gguf_file import Pair, ValueType, read_gguf, shown
+from edged.store.gguf_file import Pair, ValueType, read_gguf
 
 _LONGEST_WORD = 4096  # bytes of one token; a sane vocabulary's longest has some hundred
 _LONGEST_IN_TREE = 1024  # where libllama keeps the tokens in a tree that it walks down and frees recursively
