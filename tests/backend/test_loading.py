@@ -112,7 +112,7 @@ def test_an_embedding_cut_short_under_a_running_window(
         ({"captures": ()}, "vocabulary has 32 tokens"),
         ({"entries": ()}, "without inputs"),
         ({"entries": (Tap(source="no.weight", width=576),)}, "has no tensor no.weight"),
-        ({"entries": (Tap(name="embd", into="l_out-0", width=576),)}, "tensor embd has not the expected"),
+        ({"entries": (Tap(name="embd", into="l_out-0", width=576),)}, "has no tensor embd"),
         ({"reads_tokens": True}, "only read tokens that states carry"),
         ({"width": 0}, "cannot be"),
         ({"n_embd": 577}, "says 576 values per token, its source 577"),

@@ -43,6 +43,11 @@ def nothing(_shape: Shape, _layers: Layers) -> Written:
     return {}
 
 
+def unscaled(shape: Shape, layers: Layers) -> Written:
+    """A state is no embedding: what scales those must leave it alone."""
+    return {} if 0 in layers or shape.value("embedding_scale") is None else {"embedding_scale": 1.0}
+
+
 def no_deepstack(_shape: Shape, _layers: Layers) -> Written:
     """Images add to the first layers; to text libllama adds zeros."""
     return {"n_deepstack_layers": 0}

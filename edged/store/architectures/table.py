@@ -1,6 +1,7 @@
 """One row per architecture that needs more than renumbering. To add an architecture, add a row.
 
-An architecture without a row is cut as if its row were empty, and is tried all the same.
+`PLAIN` names those that need nothing else. Any other architecture is cut in the most general way, and its
+windows are compared with the whole model when it is imported.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ RULES: dict[str, Rule] = {
     "afmoe": Rule(state("inp_embd_scaled"), periods=(4,), pattern=Pattern(4)),
     "arwkv7": Rule((Lane(), _FIRST_VALUES), after_0=derived.always),
     "baichuan": Rule(counts=(32, 40), refusal=derived.known_by_depth(32, 40)),
-    "bailingmoe3": Rule(hybrid=True),
+    "bailingmoe3": Rule(state("model.input_embed"), hybrid=True),
     "bloom": Rule(state("inp_norm-0")),
     "cohere2": Rule(pattern=Pattern(4)),
     "cohere2moe": Rule(pattern=Pattern(4, dense_first=True)),
@@ -144,10 +145,10 @@ RULES: dict[str, Rule] = {
         hybrid=True,
         refusal=derived.banked,
     ),
-    "kimi-linear": Rule(hybrid=True),
+    "kimi-linear": Rule(state("model.embed_tokens"), hybrid=True),
     "laguna": Rule(pattern=Pattern(4, dense_first=True)),
-    "lfm2": Rule(hybrid=True),
-    "lfm2moe": Rule(hybrid=True),
+    "lfm2": Rule(state("model.embed_tokens"), hybrid=True),
+    "lfm2moe": Rule(state("model.embed_tokens"), hybrid=True),
     "llada": Rule(refusal=_MASKED),
     "llada-moe": Rule(refusal=_MASKED),
     "llama4": Rule(
@@ -166,11 +167,11 @@ RULES: dict[str, Rule] = {
     "nemotron_h": Rule(state(read="nemotron_h_block_out-{last}"), hybrid=True, mlp_layers=True),
     "nemotron_h_moe": Rule(state(read="nemotron_h_block_out-{last}"), hybrid=True, mlp_layers=True),
     "olmo2": Rule(pattern=Pattern(4)),
-    "plamo2": Rule(state(read="ffn_residual-{last}"), hybrid=True),
+    "plamo2": Rule(state("embedding_output", "ffn_residual-{last}"), hybrid=True),
     "plamo3": Rule(pattern=Pattern(8)),
-    "qwen35": Rule(hybrid=True, interval=4),
-    "qwen35moe": Rule(hybrid=True, interval=4),
-    "qwen3next": Rule(hybrid=True, interval=4),
+    "qwen35": Rule(state("model.input_embed"), hybrid=True, interval=4),
+    "qwen35moe": Rule(state("model.input_embed"), hybrid=True, interval=4),
+    "qwen3next": Rule(state("model.embed_tokens"), hybrid=True, interval=4),
     "qwen3vl": Rule(written=derived.no_deepstack),
     "qwen3vlmoe": Rule(written=derived.no_deepstack),
     "qwen4exp": Rule(
@@ -207,8 +208,27 @@ TIED_OUTPUT = frozenset(
 )
 
 
+# Compared with the whole model like those in RULES, and exact with nothing but renumbering.
+PLAIN = frozenset(
+    """
+    arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek deepseek32 dots1
+    ernie4_5 exaone falcon falcon-h1 glm-dsa glm4 glm4moe gptneox grok grovemoe hunyuan-dense hunyuan-moe
+    hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder mamba mamba2 maple mimo2 minimax-m2 minimax-m3
+    mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo
+    pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact seed_oss spark2_5 stablelm starcoder2 xverse
+    """.split()
+)
+
+_UNKNOWN = Rule(state("<token_embd.weight"), written=derived.unscaled)
+
+
 def rule_of(architecture: str) -> Rule:
-    return RULES.get(architecture, _PLAIN)
+    return RULES.get(architecture, _PLAIN if architecture in PLAIN else _UNKNOWN)
+
+
+def is_known(architecture: str) -> bool:
+    """Whether windows of this architecture have been compared with the whole model."""
+    return architecture in PLAIN or architecture in RULES
 
 
 _PLAIN = Rule()
