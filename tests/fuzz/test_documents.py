@@ -28,7 +28,8 @@ from tests.models.random_models import write_random_model
 _VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 7, 2**31, -(2**31), 2**63 - 1, 2**64 - 1, -(2**63), 0.5, float("nan"),
     float("inf"), "", "x", "a\nb\x1b[31m", "é" * 300, "\ud800", b"", b"\xff\xfe", b"x" * 300, [], [0], [[]],
-    [2**64 - 1] * 5, ["x", 1, b"y"], {}, {"x": 1}, {"a\nb": {}}, msgpack.Timestamp(2**33, 5), msgpack.ExtType(4, b"z"),
+    [2**64 - 1] * 5, ["x", 1, b"y"], {}, {"x": 1}, {"a\nb": {}}, msgpack.Timestamp(2**33, 5),
+    msgpack.ExtType(4, b"z"),
 ]  # fmt: skip
 
 _BOMBS = {

@@ -141,7 +141,7 @@ def test_a_tokenizer_that_asserts_there_are_no_spaces(sound: Image, tmp_path: Pa
     merges = array("tokenizer.ggml.merges", ValueType.STRING, ["a b"])
     pre = scalar("tokenizer.ggml.pre", ValueType.STRING, "whitespace")
     path = written(spell(sound, "gpt2", tokens, merges, pre), tmp_path)
-    with pytest.raises(BrokenModelError, match="llama.cpp ended with SIGABRT"):
+    with pytest.raises(BrokenModelError, match=r"llama\.cpp ended with SIGABRT"):
         import_model(path, Catalogue(tmp_path / "home"))
 
 
@@ -167,7 +167,7 @@ def test_a_window_that_would_abort_at_load_is_refused_before(home: tuple[Catalog
     )
     source = compose(hostile, catalogue, 1, 3)
     rehearsals = probe.Rehearsals()
-    with pytest.raises(BrokenModelError, match="a window of the layers 1 to 2 was refused: llama.cpp ended"):
+    with pytest.raises(BrokenModelError, match=r"layers 1 to 2 was refused: llama\.cpp ended"):
         rehearsals.rehearse(source, SMALL, n_threads=1)
     rehearsals.rehearse(compose(manifest, catalogue, 1, 3), SMALL, n_threads=1)
 
@@ -177,7 +177,12 @@ def test_what_went_well_is_not_rehearsed_again(
 ) -> None:
     catalogue, manifest = home
     asked: list[object] = []
-    monkeypatch.setattr(probe, "run_child", lambda request, *_: asked.append(request) or (0, b"{}", b""))
+
+    def run(request: object, *_: object) -> tuple[int, bytes, bytes]:
+        asked.append(request)
+        return 0, b"{}", b""
+
+    monkeypatch.setattr(probe, "run_child", run)
     rehearsals = probe.Rehearsals()
     for first, context in ((1, SMALL), (1, SMALL), (2, SMALL), (1, SMALL.model_copy(update={"n_ctx": 64}))):
         rehearsals.rehearse(compose(manifest, catalogue, first, 3), context, n_threads=1)
@@ -236,7 +241,7 @@ def test_a_file_whose_name_or_keys_would_break_the_line(tmp_path: Path) -> None:
     assert caught.value.message.isprintable()
     image = Image([scalar("k" * 60_000, ValueType.UINT32, 1)] * 2, [])
     path.write_bytes(image.built())
-    with pytest.raises(BrokenModelError, match="twice|k{50}") as caught:
+    with pytest.raises(BrokenModelError, match=r"k{50}") as caught:
         read_gguf(path)
     assert len(caught.value.message) < 400
 
