@@ -202,7 +202,7 @@ def _layer_pieces(window: _Window) -> list[_Piece]:
 
 
 def _outside_pieces(window: _Window) -> list[_Piece]:
-    """The tensors outside the layers: those of the embedding's and the output's side only where they count."""
+    """The tensors outside the layers: those of the embedding's and output's side only where they count."""
     pieces = []
     parts = window.manifest.by_name
     readers = window.rule.tokens(window.shape)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edged.errors import BrokenModelError, SettingsError
 from edged.store import probe
-from edged.store.architectures import cuts
+from edged.store.architectures import cuts, table
 from edged.store.architectures.shape import Shape, main_layers
 from edged.store.catalogue import Catalogue
 from edged.store.gguf_file import Pair, ValueType, make_pair, padded, write_header
@@ -53,7 +53,7 @@ def import_model(
     try:
         parts = tuple(write_draft(draft, catalogue, written, progress) for draft in drafts)
         manifest = describe(files, name, parts, recurrent=trial.recurrent, n_vocab=trial.n_vocab)
-        probe.try_windows(manifest, catalogue)
+        manifest = _tried(manifest, catalogue)
         while True:
             with catalogue.lock:  # between a look and the entry no other process may drop a part
                 gone = {part.sha256 for part in catalogue.missing(parts)}
@@ -67,6 +67,14 @@ def import_model(
         with contextlib.suppress(OSError):
             catalogue.drop_unused(written)
         raise
+
+
+def _tried(manifest: Manifest, catalogue: Catalogue) -> Manifest:
+    """The model as it works here: in windows, or else whole only. Raises BrokenModelError."""
+    if not table.is_known(manifest.architecture) and (why := probe.why_not_in_windows(manifest, catalogue)):
+        manifest = manifest.whole_only(why)
+    probe.try_windows(manifest, catalogue)
+    return manifest
 
 
 @dataclass(frozen=True, slots=True)

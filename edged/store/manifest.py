@@ -122,9 +122,7 @@ class Manifest(Document):
     @cached_property
     def shape(self) -> Shape:
         """What the rules of cutting look at."""
-        metadata = {
-            entry.key: entry.value for entry in self.metadata if not isinstance(entry.value, bytes)
-        }
+        metadata = {entry.key: entry.value for entry in self.metadata if not isinstance(entry.value, bytes)}
         blocks = metadata.get(f"{self.architecture}.block_count")
         return Shape(
             architecture=self.architecture,
@@ -134,6 +132,10 @@ class Manifest(Document):
             n_vocab=self.n_vocab,
             metadata=metadata,
         )
+
+    def whole_only(self, why: str) -> Self:
+        """The same model, not to be cut."""
+        return self.model_copy(update={"boundaries": (), "preferred": (), "whole_because": why})
 
     @property
     def vocabulary(self) -> Part:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from edged.planning.profile import ModelProfile
 from edged.store.manifest import Manifest
 
+_ENOUGH = 2  # a ring begins and ends at the head, so the least one has three windows
+
 
 def model_profile(manifest: Manifest) -> ModelProfile:
     """Bytes per layer, per input and per output side of `manifest`."""
@@ -17,7 +19,7 @@ def model_profile(manifest: Manifest) -> ModelProfile:
         n_embd=manifest.n_embd,
         n_vocab=manifest.n_vocab,
         n_heads=_heads(manifest),
-        boundaries=manifest.boundaries,
+        boundaries=_boundaries(manifest),
         whole_because=manifest.whole_because,
         layer_bytes=tuple(manifest.layer(index).weight_bytes for index in range(manifest.n_layers)),
         embedding_bytes=embedding,
@@ -25,6 +27,11 @@ def model_profile(manifest: Manifest) -> ModelProfile:
         kv_bytes_per_token_layer=manifest.kv_bytes_per_token_layer,
         n_ctx_train=manifest.n_ctx_train,
     )
+
+
+def _boundaries(manifest: Manifest) -> tuple[int, ...]:
+    """Where a plan cuts: where windows cost nothing but their layers, if a ring finds enough such places."""
+    return manifest.preferred if len(manifest.preferred) >= _ENOUGH else manifest.boundaries
 
 
 def _heads(manifest: Manifest) -> int:

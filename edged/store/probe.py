@@ -63,6 +63,17 @@ def try_windows(manifest: Manifest, catalogue: Catalogue) -> None:
     _in_child(request, manifest.pack(), manifest.name, _MODEL_S)
 
 
+def why_not_in_windows(manifest: Manifest, catalogue: Catalogue) -> str:
+    """Why windows of this model cannot be relied on; empty where they agree with the whole model, or where
+    that is too large to be compared here. For architectures that the rules of cutting do not know.
+    """
+    request: Asked = {"do": "compare", "home": str(catalogue.home.resolve())}
+    try:
+        return str(_in_child(request, manifest.pack(), manifest.name, _MODEL_S)["why"])
+    except BrokenModelError as error:
+        return f"in windows it fails ({error.message})"
+
+
 class Rehearsals:
     """Loading windows without their weights, in a child: what would end a daemon at load ends that."""
 

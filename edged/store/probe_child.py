@@ -27,6 +27,7 @@ from edged.store.compose import compose
 from edged.store.manifest import Manifest
 from edged.store.probe import Trial
 from edged.store.vocabulary_check import check_loaded, check_vocabulary
+from edged.store.window_check import why_not_in_windows
 
 _SAMPLES = (
     "A home, ein Zuhause, μία οικία, 家。\n",
@@ -50,6 +51,10 @@ def answer(request: dict[str, Any], body: bytes) -> dict[str, Any]:
                 return asdict(_read_file(Path(request["path"])))
             case "windows":
                 _run_windows(Manifest.unpack(body), Catalogue(Path(request["home"])))
+            case "compare":
+                catalogue = Catalogue(Path(request["home"]))
+                budget = memory_budget(cap=None, held=0)
+                return {"why": why_not_in_windows(Manifest.unpack(body), catalogue, budget)}
             case "rehearse":
                 _rehearse(request, body)
     except EdgedError as error:

@@ -87,14 +87,12 @@ def no_factors(_shape: Shape, _layers: Layers) -> tuple[Factor, ...]:
 
 def by_root_of_depth(shape: Shape, layers: Layers) -> tuple[Factor, ...]:
     """MiniCPM3 scales what a layer adds by 1.4 over the root of the number of layers."""
-    right, wrong = (
-        float(Single(1.4) / np.sqrt(Single(count))) for count in (shape.n_layers, len(layers))
-    )
+    right, wrong = (float(Single(1.4) / np.sqrt(Single(count))) for count in (shape.n_layers, len(layers)))
     return tuple(Factor(name, wrong, right) for name in ("hidden_scaled", "hidden_scaled_ffn"))
 
 
 def by_head_of_27b(depth: int) -> Callable[[Shape, Layers], tuple[Factor, ...]]:
-    """Gemma 2 and 3 of 27B, known by their depth, scale queries by n_embd / heads, others by the head's size."""
+    """Gemma 2 and 3 of 27B, known by depth, scale queries by n_embd / heads, others by a head's size."""
 
     def factors(shape: Shape, layers: Layers) -> tuple[Factor, ...]:
         heads = shape.integer("attention.head_count", 1) or 1
@@ -129,7 +127,7 @@ def alike(_shape: Shape) -> dict[int, str]:
 
 def full_attention(shape: Shape) -> dict[int, str]:
     """Llama 4: every fourth layer has no positions, and libllama wants to scale its queries by them."""
-    return {layer: "full" for layer in range(3, shape.n_layers, 4)}
+    return dict.fromkeys(range(3, shape.n_layers, 4), "full")
 
 
 def not_sliding(shape: Shape) -> dict[int, str]:
@@ -179,7 +177,7 @@ def at_any(_shape: Shape, _first: int) -> bool:
 
 
 def finds_its_selection(shape: Shape, first: int) -> bool:
-    """A layer may take over which positions an earlier one attends to; where those are all, none is missed."""
+    """A layer may take over which positions an earlier one attends to; if those are all, none is missed."""
     types = shape.listed("attention.indexer.types")
     everything = shape.integer("attention.indexer.top_k") >= shape.integer("context_length", 2**31)
     return everything or types is None or bool(types[first])
@@ -215,7 +213,7 @@ def because(reason: str) -> Callable[[Shape], str]:
 
 
 def unless_zero(key: str, reason: str) -> Callable[[Shape], str]:
-    """Refused where this metadata is present and not zero (one entry of a list is enough; -1 stands for no)."""
+    """Refused where this metadata is present and not zero (of a list, one entry; -1 stands for no)."""
 
     def refusal(shape: Shape) -> str:
         value = shape.value(key)
@@ -231,4 +229,4 @@ def looped(shape: Shape) -> str:
 
 def banked(shape: Shape) -> str:
     block = shape.integer("attn_res.block_size")
-    return "" if shape.n_layers <= block or not block else "its layers look back at the states of earlier ones"
+    return "" if shape.n_layers <= block or not block else "its layers look back at earlier states"

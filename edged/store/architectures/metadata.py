@@ -29,17 +29,18 @@ def window_pairs(
             written[name] = sum(layer < count for layer in layers)
     replaced = {shape.key(name) for name in (*written, *removed, _PREDICTION)}
     pairs = [_typed(shape.key(name), value) for name, value in written.items()]
-    for pair in entries:
-        if pair.key in replaced:
-            continue
-        value = pair.value()
-        if isinstance(value, tuple) and shape.counts_layers(pair.key, value):
-            value = tuple(value[layer] for layer in layers)
-            if rule.hybrid and pair.key == shape.key("attention.head_count"):
-                value = (value[0] or shape.integer("attention.head_count"), *value[1:])
-            pair = make_pair(pair.key, value, pair.value_type, pair.element_type)
-        pairs.append(pair)
+    pairs += [_sliced(shape, rule, layers, pair) for pair in entries if pair.key not in replaced]
     return pairs
+
+
+def _sliced(shape: Shape, rule: Rule, layers: tuple[int, ...], pair: Pair) -> Pair:
+    value = pair.value()
+    if not isinstance(value, tuple) or not shape.counts_layers(pair.key, value):
+        return pair
+    value = tuple(value[layer] for layer in layers)
+    if rule.hybrid and pair.key == shape.key("attention.head_count"):
+        value = (value[0] or shape.integer("attention.head_count"), *value[1:])
+    return make_pair(pair.key, value, pair.value_type, pair.element_type)
 
 
 def _defaults(shape: Shape) -> dict[str, Value]:

@@ -90,6 +90,10 @@ class Rule:
     refusal: Callable[[Shape], str] = derived.no_refusal
 
 
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _FIRST_VALUES = Lane(
     "<blk.0.time_mix_value.weight", "<blk.0.time_mix_value.weight", first_only=True
 )  # every layer of RWKV 7 mixes in the values of the first
@@ -195,7 +199,7 @@ RULES: dict[str, Rule] = {
 
 # libllama takes `token_embd` where `output` is absent, so the last window can hold its output matrix under
 # that name and needs no second one.
-TIED_OUTPUT = frozenset(
+TIED_OUTPUT = _names(
     """
     afmoe arcee arctic bailingmoe3 bloom chameleon chatglm cogvlm cohere2moe command-r deci deepseek deepseek2
     deepseek32 dots3note dream ernie4_5 ernie4_5-moe exaone exaone4 falcon falcon-h1 gemma gemma2
@@ -204,19 +208,19 @@ TIED_OUTPUT = frozenset(
     minicpm minicpm3 minimax-01 mistral3 mpt nanbeige olmo openelm phi3 plamo2 plamo3 plm qwen2 qwen2vl
     qwen3 qwen35 qwen35moe qwen3moe qwen3next qwen3vl qwen3vlmoe qwen4exp refact rnd1 seed_oss smallthinker
     smollm3 starcoder starcoder2
-    """.split()
+    """
 )
 
 
 # Compared with the whole model like those in RULES, and exact with nothing but renumbering.
-PLAIN = frozenset(
+PLAIN = _names(
     """
     arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek deepseek32 dots1
     ernie4_5 exaone falcon falcon-h1 glm-dsa glm4 glm4moe gptneox grok grovemoe hunyuan-dense hunyuan-moe
     hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder mamba mamba2 maple mimo2 minimax-m2 minimax-m3
     mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo
     pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact seed_oss spark2_5 stablelm starcoder2 xverse
-    """.split()
+    """
 )
 
 _UNKNOWN = Rule(state("<token_embd.weight"), written=derived.unscaled)
