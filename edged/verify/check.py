@@ -55,10 +55,12 @@ def verify_in(session: Session, scratch: Path, model: str, home: Path, wishes: W
     """As `verify`, computed by `session`; what it needs on disk is left in `scratch`."""
     if not LEAST_TOKENS <= wishes.n_tokens <= MOST_TOKENS:
         raise SettingsError(f"a verification takes {LEAST_TOKENS} to {MOST_TOKENS} tokens")
-    return _Verification(_subject(model, home, wishes, scratch, session), session, show).report(wishes)
+    subject = subject_of(session, scratch, model, home, wishes)
+    return _Verification(subject, session, show).report(wishes)
 
 
-def _subject(model: str, home: Path, wishes: Wishes, scratch: Path, session: Session) -> Subject:
+def subject_of(session: Session, scratch: Path, model: str, home: Path, wishes: Wishes) -> Subject:
+    """The model and how it is run. Raises EdgedError."""
     path = Path(model)
     placed: dict[str, Path] = {}
     if path.is_file():

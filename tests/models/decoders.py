@@ -152,6 +152,8 @@ def _write_metadata(writer: gguf.GGUFWriter, decoder: Decoder, changed: dict[str
                 writer.add_bool(key, value)
             case int():
                 writer.add_uint32(key, value)
+            case str():
+                writer.add_string(key, value)
             case float():
                 writer.add_float32(key, value)
             case _:
