@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edged.store.architectures.derived import unless_zero
+from edged.store.architectures.derived import not_causal, unless_zero
 from edged.store.architectures.layout import Layouts
 from edged.store.architectures.shape import Shape
 from edged.store.architectures.table import rule_of
@@ -15,7 +15,7 @@ MAX_LAYERS = 512  # libllama's own limit, behind an assertion
 EMBEDDING = "token_embd.weight"
 
 # For every architecture: what makes a model one that yields no text, or whose windows would be another thing.
-_REFUSALS = (unless_zero("router_layer", "it chooses among models"),)
+_REFUSALS = (unless_zero("router_layer", "it chooses among models"), not_causal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,6 @@ def if_sliding(shape: Shape) -> bool:
     return shape.integer("attention.sliding_window") > 0
 
 
-def unless_sliding(shape: Shape) -> bool:
-    return not if_sliding(shape)
-
-
 # What is written out
 
 
@@ -221,6 +217,21 @@ def unless_zero(key: str, reason: str) -> Callable[[Shape], str]:
         return reason if any(entry not in (None, 0, -1, False) for entry in entries) else ""
 
     return refusal
+
+
+def without_chunks(shape: Shape) -> str:
+    """Llama 4 without chunked attention: libllama leaves out the positions in the very last layer."""
+    return "its last layer is another than the rest" if shape.value("attention.sliding_window") == 0 else ""
+
+
+def deepstacked(shape: Shape) -> str:
+    """Of the mapping's entries, -1 stands for a layer that no image goes into."""
+    mapping = shape.listed("deepstack_mapping") or ()
+    return "images go into several of its layers" if any(entry >= 0 for entry in mapping) else ""
+
+
+def not_causal(shape: Shape) -> str:
+    return "its tokens attend to later ones" if shape.value("attention.causal") is False else ""
 
 
 def looped(shape: Shape) -> str:

@@ -98,7 +98,7 @@ _FIRST_VALUES = Lane(
     "<blk.0.time_mix_value.weight", "<blk.0.time_mix_value.weight", first_only=True
 )  # every layer of RWKV 7 mixes in the values of the first
 _MASKED = derived.because("it fills in masked text instead of continuing it")
-_DEEPSTACK = derived.unless_zero("deepstack_mapping", "images go into several of its layers")
+
 
 RULES: dict[str, Rule] = {
     "afmoe": Rule(state("inp_embd_scaled"), periods=(4,), pattern=Pattern(4)),
@@ -106,6 +106,7 @@ RULES: dict[str, Rule] = {
     "baichuan": Rule(counts=(32, 40), refusal=derived.known_by_depth(32, 40)),
     "bailingmoe3": Rule(state("model.input_embed"), hybrid=True),
     "bloom": Rule(state("inp_norm-0")),
+    "chameleon": Rule(dummies=False),
     "cohere2": Rule(pattern=Pattern(4)),
     "cohere2moe": Rule(pattern=Pattern(4, dense_first=True)),
     "command-r": Rule(refusal=derived.deep(64)),
@@ -122,6 +123,7 @@ RULES: dict[str, Rule] = {
     "gemma2": Rule(state("inp_scaled"), pattern=Pattern(2), factors=derived.by_head_of_27b(46)),
     "gemma3": Rule(state("inp_scaled"), pattern=Pattern(6), factors=derived.by_head_of_27b(62)),
     "gemma3n": Rule(refusal=derived.because("llama.cpp knows its layers by their number")),
+    "gemma-embedding": Rule(refusal=derived.because("it makes embeddings, not text")),
     "gemma4": Rule(
         state("inp_scaled"),
         refusal=derived.unless_zero("embedding_length_per_layer_input", "every layer has its own embedding"),
@@ -134,10 +136,10 @@ RULES: dict[str, Rule] = {
     ),
     "gpt-oss": Rule(pattern=Pattern(2)),
     "gpt2": Rule(state("inpL")),
-    "granite": Rule(refusal=_DEEPSTACK),
-    "granite_swa": Rule(refusal=_DEEPSTACK),
+    "granite": Rule(refusal=derived.deepstacked),
+    "granite_swa": Rule(refusal=derived.deepstacked),
     "granitehybrid": Rule(hybrid=True),
-    "granitemoe": Rule(refusal=_DEEPSTACK),
+    "granitemoe": Rule(refusal=derived.deepstacked),
     "hrm_text": Rule(refusal=derived.because("its layers are run several times over")),
     "hy_v4": Rule(
         state("hc_init", width=4), begin=derived.at_own_indexer, begins=derived.finds_its_selection
@@ -160,6 +162,7 @@ RULES: dict[str, Rule] = {
         pattern=Pattern(4),
         slides=derived.always,
         kinds=derived.full_attention,
+        refusal=derived.without_chunks,
     ),
     "mellum": Rule(pattern=Pattern(4)),
     "minicpm": Rule(written=derived.scaled_residual),
@@ -190,7 +193,12 @@ RULES: dict[str, Rule] = {
     "rnd1": Rule(refusal=_MASKED),
     "rwkv6": Rule(state("<token_embd_norm.bias"), periods=("rescale_every_n_layers",)),
     "rwkv7": Rule((Lane(), _FIRST_VALUES), after_0=derived.always),
-    "smallthinker": Rule(periods=(4,), pattern=Pattern(4, dense_first=True), after_0=derived.unless_sliding),
+    "smallthinker": Rule(
+        periods=(4,),
+        pattern=Pattern(4, dense_first=True),
+        counts=(4,),
+        refusal=derived.known_by_depth(4),
+    ),
     "smollm3": Rule(periods=(4,)),
     "starcoder": Rule(state("inpL")),
     "step35": Rule(state(read="h_nextn")),
