@@ -70,7 +70,10 @@ def subject_of(session: Session, scratch: Path, model: str, home: Path, wishes: 
         manifest, placed = refer_to(files, scratch, recurrent=seen.recurrent, n_vocab=seen.n_vocab)
     else:
         file, manifest = None, Catalogue(home).find(model)
-    script = make_script(wishes.n_tokens, manifest.n_vocab, CHUNK_IN_RING, rollback=True)
+    n_tokens = min(wishes.n_tokens, manifest.n_ctx_train)  # learned positions go no further
+    if n_tokens < LEAST_TOKENS:
+        raise WindowError(f"{manifest.name} has a context of {n_tokens} tokens, too few to verify anything")
+    script = make_script(n_tokens, manifest.n_vocab, CHUNK_IN_RING, rollback=True)
     context = ContextOptions(
         n_ctx=max(16, positions_needed(script)),
         n_seq_max=2,
@@ -80,7 +83,7 @@ def subject_of(session: Session, scratch: Path, model: str, home: Path, wishes: 
     )
     _check_memory(manifest)
     return Subject(
-        file, home, manifest, placed, scratch / "logits", decided(context), wishes.n_threads, wishes.n_tokens
+        file, home, manifest, placed, scratch / "logits", decided(context), wishes.n_threads, n_tokens
     )
 
 
@@ -119,7 +122,7 @@ class _Verification:
             else:
                 results.append(outcome)
         # A model that runs whole only is still composed of parts, and a ring of one device runs that.
-        whole = self._result(Cut(())) if not results and subject.file is not None else None
+        whole = self._result(Cut(())) if not manifest.boundaries and subject.file is not None else None
         return Report(
             model=manifest.name,
             architecture=manifest.architecture,

@@ -19,6 +19,8 @@ from tests.models.random_models import small_values, write_vocabulary
 N_VOCAB = 288
 N_CTX = 256
 
+_OWN_ROWS = 61  # of a matrix; the others repeat them, and being a prime it makes no two experts alike
+
 # What llama.cpp's own quantiser leaves as it is.
 _KEPT = (
     "norm",
@@ -123,11 +125,12 @@ def write_decoder(
         if tied and tensor == "output.weight":
             continue
         kind = _type_of(tensor, shape, weights)
-        values = small_values(rng, tensor, shape)
-        if kind == "F32":
-            writer.add_tensor(tensor, values)
-        else:
-            writer.add_tensor(tensor, _quantised(values, kind), raw_dtype=gguf.GGMLQuantizationType[kind])
+        *rows, width = shape[::-1]
+        own = min(int(np.prod(rows)), _OWN_ROWS)
+        values = small_values(rng, tensor, (width, own) if rows else shape)
+        data = values if kind == "F32" else _quantised(values, kind)
+        data = np.resize(data, (*rows, data.shape[-1]))  # repeats the rows
+        writer.add_tensor(tensor, data, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

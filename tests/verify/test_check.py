@@ -20,6 +20,7 @@ from edged.verify.cuts import Cut, Refused
 from edged.verify.jobs import CutDone, Inspect, Inspected, RunCut, RunWhole, WholeDone
 from edged.verify.session import Session
 from tests.models.architectures import Shape
+from tests.models.decoders import write_decoder
 from tests.models.random_models import write_random_model
 from tests.verify.conftest import Verify
 
@@ -91,6 +92,19 @@ def test_too_many_windows_are_refused_and_the_others_run(small: Path, verify: Ve
     assert [result.cut.boundaries for result in report.cuts] == [(2,)]
     assert report.refused == (Refused(5, "it has 4 layers only"),)
     assert report.lines()[-1] == "in 5 windows: refused, it has 4 layers only"
+
+
+def test_where_no_wish_can_be_met_nothing_is_exact(small: Path, verify: Verify) -> None:
+    report = verify(small, windows=(5,))
+    assert not report.exact
+    assert report.refused == (Refused(5, "it has 4 layers only"),)
+
+
+def test_no_more_tokens_than_the_model_has_positions(verify: Verify, tmp_path: Path) -> None:
+    """Learned positions are rows of a table, and libllama does not survive a look beyond it."""
+    path = write_decoder(tmp_path / "gpt2.gguf", "gpt2")
+    report = verify(path, n_tokens=300, windows=(2,))
+    assert (report.exact, report.tokens) == (True, 256)
 
 
 @pytest.mark.parametrize("n_tokens", [3, 4097])
