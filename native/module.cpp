@@ -136,13 +136,18 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
     }
 }
 
+// What libllama says may quote a file, and cut it off in the middle of a character.
+nb::object text(const std::string& said) {
+    return nb::steal(PyUnicode_DecodeUTF8(said.data(), static_cast<Py_ssize_t>(said.size()), "replace"));
+}
+
 // Raised as edged.errors.WindowError, so that one tree of exceptions serves both languages.
 void translate(const std::exception_ptr& thrown, void* /*unused*/) {
     try {
         std::rethrow_exception(thrown);
     } catch (const WindowFailure& failure) {
         const nb::object type = nb::module_::import_("edged.errors").attr("WindowError");
-        PyErr_SetObject(type.ptr(), nb::str(failure.what()).ptr());
+        PyErr_SetObject(type.ptr(), text(failure.what()).ptr());
     }
 }
 
@@ -178,7 +183,15 @@ NB_MODULE(_native, m) {
 
     m.def("take_over_log", edged::take_over_log,
           "Makes llama.cpp log into the queue that drain_log empties.");
-    m.def("drain_log", edged::drain_log, "llama.cpp's log lines since the last call: (level, text).");
+    m.def(
+        "drain_log",
+        [] {
+            nb::list lines;
+            for (const auto& [level, line] : edged::drain_log())
+                lines.append(nb::make_tuple(level, text(line)));
+            return lines;
+        },
+        "llama.cpp's log lines since the last call: (level, text).");
     m.def("llama_version", [] { return std::string(llama_version()); });
     m.def("system_info", edged::system_info, "One line: what ggml was built for.");
     m.def(

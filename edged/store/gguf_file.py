@@ -94,13 +94,16 @@ class Pair:
 
 
 def make_pair(key: str, value: Value, value_type: ValueType, element_type: ValueType | None = None) -> Pair:
-    """A pair to be written; for an array, `value` is a tuple and `element_type` its elements' type."""
+    """A pair to be written; for an array, `value` is a tuple and `element_type` its elements' type.
+
+    Raises BrokenModelError where a number does not fit into its type.
+    """
     if value_type is ValueType.ARRAY:
         assert isinstance(value, tuple) and element_type is not None
-        raw = b"".join(_encode(element, element_type) for element in value)
+        raw = b"".join(_encode(element, element_type, key) for element in value)
         return Pair(key, value_type, element_type, len(value), raw)
     assert not isinstance(value, tuple)
-    return Pair(key, value_type, None, 1, _encode(value, value_type))
+    return Pair(key, value_type, None, 1, _encode(value, value_type, key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +201,14 @@ def _encode_text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _encode(value: Scalar, kind: ValueType) -> bytes:
+def _encode(value: Scalar, kind: ValueType, key: str) -> bytes:
     if kind is ValueType.STRING:
         return _encode_text(str(value))
-    return struct.pack("<" + _FORMATS[kind], value)
+    try:
+        return struct.pack("<" + _FORMATS[kind], value)
+    except (struct.error, OverflowError):
+        text = f"{shown(key)} cannot be {shown(str(value), 40)} in a model: it has the type {kind.name}"
+        raise BrokenModelError(text) from None
 
 
 def _decode(raw: bytes, kind: ValueType, count: int) -> tuple[Scalar, ...]:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edged.errors import BrokenModelError, SettingsError
+from pydantic import ValidationError
+
+from edged.errors import BrokenModelError, SettingsError, shown
 from edged.store import probe
 from edged.store.architectures import cuts, table
-from edged.store.architectures.shape import Shape, main_layers
+from edged.store.architectures.shape import MAX_LAYERS, Shape, main_layers
 from edged.store.catalogue import Catalogue
 from edged.store.gguf_file import Pair, ValueType, make_pair, padded, write_header
 from edged.store.manifest import Manifest, MetadataEntry, Part, TensorEntry
@@ -107,7 +109,7 @@ class _Progress:
 def drafts_of(files: ModelFiles) -> list[Draft]:
     """Sort the tensors into parts; the same tensors give the same parts in whatever order they came."""
     n_blocks = files.hyperparameter("block_count")
-    if not 1 <= n_blocks <= cuts.MAX_LAYERS:
+    if not 1 <= n_blocks <= MAX_LAYERS:
         raise BrokenModelError(f"{files.paths[0].name} is not a usable model: it claims {n_blocks} layers")
     n_layers = _main_layers(files)
     predictions = {f"layer.{index:03d}" for index in range(n_layers, n_blocks)}
@@ -211,21 +213,25 @@ def describe(
         raise BrokenModelError(
             f"{files.paths[0].name} is not a usable model: its embedding table does not fit its vocabulary"
         )
-    return Manifest(
-        name=name,
-        architecture=files.architecture,
-        n_layers=shape.n_layers,
-        n_embd=n_embd,
-        n_vocab=n_vocab,
-        n_ctx_train=files.hyperparameter("context_length", least=1),
-        kv_bytes_per_token_layer=_kv_bytes(files, n_embd),
-        recurrent=recurrent,
-        boundaries=found.boundaries,
-        preferred=found.preferred,
-        whole_because=found.reason,
-        metadata=tuple(entry for entry, _ in metadata),
-        parts=parts,
-    )
+    try:
+        return Manifest(
+            name=name,
+            architecture=files.architecture,
+            n_layers=shape.n_layers,
+            n_embd=n_embd,
+            n_vocab=n_vocab,
+            n_ctx_train=files.hyperparameter("context_length", least=1),
+            kv_bytes_per_token_layer=_kv_bytes(files, n_embd),
+            recurrent=recurrent,
+            boundaries=found.boundaries,
+            preferred=found.preferred,
+            whole_because=found.reason,
+            metadata=tuple(entry for entry, _ in metadata),
+            parts=parts,
+        )
+    except ValidationError as error:
+        fault = shown(str(error.errors()[0]["msg"]))
+        raise BrokenModelError(f"{files.paths[0].name} is not a usable model: {fault}") from None
 
 
 def _metadata(files: ModelFiles) -> list[tuple[MetadataEntry, Pair]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
+from edged.errors import BrokenModelError
 from edged.store.gguf_file import (
     MAX_DIMENSIONS,
     MAX_KEY_BYTES,
@@ -21,7 +21,7 @@ def tensor_fault(name: str, ggml_type: int, shape: Sequence[int], offset: int, n
     """What is wrong with the description of a tensor, or None."""
     if not 0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES or not name.isprintable():
         return "a tensor's name is none"
-    if not 0 < len(shape) <= MAX_DIMENSIONS or not all(0 < extent < 2**63 for extent in shape):
+    if len(shape) > MAX_DIMENSIONS or not all(0 < extent < 2**63 for extent in shape):
         return "a tensor's shape is none"
     if tensor_bytes(ggml_type, shape) != nbytes:
         return "a tensor's size is not that of its shape"
@@ -41,7 +41,7 @@ def entry_fault(key: str, value_type: int, element_type: int | None, value: obje
         return "a list is none that a model has"
     try:
         _encode(key, value_type, element_type, value)
-    except (ValueError, TypeError, OverflowError, struct.error):  # ValueError: an unknown type, or no Unicode
+    except (BrokenModelError, ValueError):  # ValueError: an unknown type, or no Unicode
         return "a value is not of its type"
     return None
 

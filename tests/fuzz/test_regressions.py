@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -21,6 +23,7 @@ from edged.store.charsmap import charsmap_fault
 from edged.store.compose import compose
 from edged.store.gguf_file import ValueType, read_gguf
 from edged.store.importer import import_model
+from edged.store.in_place import FileCatalogue, refer_to
 from edged.store.manifest import Manifest
 from edged.store.model_files import open_model
 from edged.store.vocabulary_check import check_vocabulary
@@ -170,6 +173,46 @@ def test_a_window_that_would_abort_at_load_is_refused_before(home: tuple[Catalog
     with pytest.raises(BrokenModelError, match=r"layers 1 to 2 was refused: llama\.cpp ended"):
         rehearsals.rehearse(source, SMALL, n_threads=1)
     rehearsals.rehearse(compose(manifest, catalogue, 1, 3), SMALL, n_threads=1)
+
+
+def test_text_that_libllama_logs_is_cut_off_in_the_middle_of_a_character(
+    sound: Image, tmp_path: Path
+) -> None:
+    """It shows some forty bytes of a value."""
+    for shift in range(3):
+        sound.entries.append(
+            scalar(f"general.note{shift}", ValueType.STRING, "x" * shift + "家" * 60 + "\U0001f600" * 60)
+        )
+    catalogue = Catalogue(tmp_path / "home")
+    manifest = import_model(written(sound, tmp_path), catalogue)
+    load_window(compose(manifest, catalogue, 0, 2), SMALL, n_threads=1).close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.25, 1e30])
+@pytest.mark.parametrize(
+    "name",
+    ["attention.sliding_window", "attention.head_count", "leading_dense_block_count", "rope.freq_base"],
+)
+def test_rules_of_cutting_take_any_number(sound: Image, tmp_path: Path, name: str, value: float) -> None:
+    for architecture in ("llama", "gptneox", "gemma2", "plamo2"):
+        image = sound.copy()
+        for entry in image.entries:
+            if entry.key.startswith(b"llama."):
+                entry.key = architecture.encode() + entry.key[len("llama") :]
+        image.entries = [entry for entry in image.entries if not entry.key.endswith(name.encode())]
+        key = f"{architecture}.{name}"
+        layers = [value, 4.0, 4.0, 4.0, 4.0]
+        for entry in (scalar(key, ValueType.FLOAT32, value), array(key, ValueType.FLOAT32, layers)):
+            image.entries.append(entry)
+            next(one for one in image.entries if one.key == b"general.architecture").raw = scalar(
+                "", ValueType.STRING, architecture
+            ).raw
+            files = open_model(written(image, tmp_path))
+            image.entries.pop()
+            with contextlib.suppress(EdgedError):
+                manifest, places = refer_to(files, tmp_path, recurrent=False, n_vocab=288)
+                for first, last in pairwise([0, *manifest.boundaries, manifest.n_layers]):
+                    compose(manifest, FileCatalogue(tmp_path, places), first, last)
 
 
 def test_what_went_well_is_not_rehearsed_again(

@@ -10,8 +10,6 @@ from edged.store.architectures.layout import Layouts
 from edged.store.architectures.shape import Shape
 from edged.store.architectures.table import rule_of
 
-MAX_LAYERS = 512  # libllama's own limit, behind an assertion
-
 EMBEDDING = "token_embd.weight"
 
 # For every architecture: what makes a model one that yields no text, or whose windows would be another thing.

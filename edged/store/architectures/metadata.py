@@ -46,7 +46,7 @@ def _sliced(shape: Shape, rule: Rule, layers: tuple[int, ...], pair: Pair) -> Pa
 def _defaults(shape: Shape) -> dict[str, Value]:
     """What libllama would derive from the first layer's heads, where a window's first may be another."""
     listed = shape.listed("attention.head_count")
-    if listed is None or len(set(listed)) == 1 or not listed[0]:
+    if listed is None or len(set(listed)) == 1 or int(listed[0]) < 1:
         return {}
     size = shape.n_embd // int(listed[0])
     found: dict[str, Value] = {}

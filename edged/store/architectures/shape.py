@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from edged.store.gguf_file import Value
+
+MAX_LAYERS = 512  # libllama's own limit, behind an assertion; it writes some lists as long as that
 
 # Lists that may happen to be as long as the model is deep, yet do not count layers.
 _NOT_PER_LAYER = frozenset(
@@ -43,23 +47,27 @@ class Shape:
         value = self.value(name)
         if isinstance(value, tuple):
             value = value[0] if value else default
-        return int(value) if isinstance(value, int | float) else default
+        return int(value) if _is_number(value) else default
 
     def listed(self, name: str) -> tuple[float, ...] | None:
         """A list with one number per layer, or None where there is no such list."""
         value = self.value(name)
         if not isinstance(value, tuple) or not self.counts_layers(self.key(name), value):
             return None
-        return tuple(entry if isinstance(entry, int | float) else 0.0 for entry in value)[: self.n_layers]
+        return tuple(entry if _is_number(entry) else 0.0 for entry in value)[: self.n_layers]
 
     def counts_layers(self, key: str, value: object) -> bool:
         """Whether this metadata is a list with one entry per layer."""
         return (
             isinstance(value, tuple)
-            and len(value) == self.n_blocks
+            and len(value) in (self.n_blocks, MAX_LAYERS)
             and not key.startswith("tokenizer.")
             and key.partition(".")[2] not in _NOT_PER_LAYER
         )
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def main_layers(n_blocks: int, nextn: object) -> int:
