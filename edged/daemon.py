@@ -68,7 +68,7 @@ from edged.serving.head import Head
 from edged.settings import Settings
 from edged.store.catalogue import Catalogue
 from edged.store.manifest import Manifest
-from edged.store.probe import try_windows
+from edged.store.probe import Rehearsals, try_windows
 from edged.store.service import StoreService
 
 RPC_THREADS = 64  # each link in, each answer under way and each layer being sent holds one
@@ -244,10 +244,14 @@ class Daemon:
     def _worker(
         self, on_result: Callable[[Result], None], on_broken: Callable[[int, EdgedError], None]
     ) -> Worker:
+        rehearsals = Rehearsals()
+
         def load(
             source: WindowSource, context: ContextOptions, gpu_layers: int, progress: Callable[[float], None]
         ) -> native.NativeWindow:
-            return native.load_window(source, context, self._settings.threads, gpu_layers, progress)
+            threads = self._settings.threads
+            rehearsals.rehearse(source, context, threads, gpu_layers, wanted=lambda: progress(0.0))
+            return native.load_window(source, context, threads, gpu_layers, progress)
 
         worker = Worker(
             device=self._identity.device,

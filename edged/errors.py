@@ -170,6 +170,12 @@ class OverloadedError(RequestError):
     code = "overloaded"
 
 
+def shown(text: str, most: int = 80) -> str:
+    """What a stranger wrote as a message may quote it: on one line, and not at any length."""
+    line = "".join(character if character.isprintable() else "\ufffd" for character in text[: most + 1])
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 def _tree(root: type[EdgedError]) -> dict[str, type[EdgedError]]:
     found = {root.code: root}
     for child in root.__subclasses__():

@@ -14,7 +14,8 @@ std::vector<Run> split_into_runs(std::span<const int32_t> seq_ids, std::span<con
     int32_t last_seq = -1;
     size_t last_length = 0;  // 0: the last run takes nobody in
     for (const auto& [seq, rows] : rows_of) {
-        const bool shares = rows.size() > 1 || positions[static_cast<size_t>(rows[0])] < share_below;
+        const bool shares = share_below != kNeverShare &&
+                            (rows.size() > 1 || positions[static_cast<size_t>(rows[0])] < share_below);
         const bool joins = shares && seq == last_seq + 1 && rows.size() == last_length;
         if (!joins) runs.emplace_back();
         runs.back().insert(runs.back().end(), rows.begin(), rows.end());

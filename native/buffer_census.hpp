@@ -6,7 +6,7 @@
 
 #include <set>
 
-#include "capture.hpp"
+#include "taps.hpp"
 
 namespace edged {
 

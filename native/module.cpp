@@ -25,6 +25,8 @@ using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using SegmentTuple = std::tuple<uint64_t, uint64_t, std::optional<std::string>, uint64_t>;
 using EmbeddingTuple = std::tuple<std::string, uint64_t, int, int64_t, int64_t>;
+using TapTuple = std::tuple<std::string, std::string, std::string, int64_t, int64_t>;
+using FactorTuple = std::tuple<std::string, float, float>;
 
 template <typename T>
 std::span<const T> view(const Array& array, const char* name, const char* expected, size_t n_dims) {
@@ -73,13 +75,33 @@ Matrix run(edged::Window& window, const Array& seq_ids, const Array& positions, 
     return to_numpy(std::move(rows));
 }
 
-void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_vocab,
+std::vector<edged::Tap> taps(const std::vector<TapTuple>& tuples) {
+    std::vector<edged::Tap> list;
+    for (const auto& [name, source, into, offset, width] : tuples) {
+        list.push_back({name, source, into, offset, width});
+    }
+    return list;
+}
+
+void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_vocab, int64_t width,
           const nb::bytes& header, const std::vector<SegmentTuple>& segments,
-          const std::optional<EmbeddingTuple>& embedding, const std::optional<std::string>& capture,
-          int64_t n_ctx, int64_t n_seq_max, int64_t n_ubatch, int64_t n_threads, const std::string& kv_type,
-          const std::string& flash_attention, int64_t n_gpu_layers, const nb::object& progress) {
-    edged::WindowSource source{
-        first, last, n_embd, n_vocab, std::string(header.c_str(), header.size()), {}, std::nullopt, capture};
+          const std::optional<EmbeddingTuple>& embedding, bool reads_tokens, bool carries_tokens,
+          const std::vector<TapTuple>& entries, const std::vector<TapTuple>& captures,
+          const std::vector<FactorTuple>& factors, int64_t n_ctx, int64_t n_seq_max, int64_t n_ubatch,
+          int64_t n_threads, const std::string& kv_type, const std::string& flash_attention,
+          int64_t n_gpu_layers, const nb::object& progress, bool rehearsal) {
+    edged::WindowSource source;
+    source.first = first;
+    source.last = last;
+    source.n_embd = n_embd;
+    source.n_vocab = n_vocab;
+    source.width = width;
+    source.header = std::string(header.c_str(), header.size());
+    source.reads_tokens = reads_tokens;
+    source.carries_tokens = carries_tokens;
+    source.entries = taps(entries);
+    source.captures = taps(captures);
+    for (const auto& [name, wrong, right] : factors) source.factors.push_back({name, wrong, right});
     for (const auto& [offset, length, path, file_offset] : segments) {
         source.segments.push_back({offset, length, path.value_or(""), file_offset});
     }
@@ -87,8 +109,8 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
         const auto& [path, file_offset, type, columns, rows] = *embedding;
         source.embedding = edged::EmbeddingTable{path, file_offset, type, columns, rows};
     }
-    const edged::WindowOptions options{n_ctx,     n_seq_max, n_ubatch,        n_threads,
-                                       n_threads, kv_type,   flash_attention, n_gpu_layers};
+    const edged::WindowOptions options{n_ctx,   n_seq_max,       n_ubatch,     n_threads, n_threads,
+                                       kv_type, flash_attention, n_gpu_layers, rehearsal};
 
     // An exception in the callback ends the load and is raised once llama.cpp has cleaned up.
     std::optional<nb::python_error> raised;
@@ -114,13 +136,18 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
     }
 }
 
+// What libllama says may quote a file, and cut it off in the middle of a character.
+nb::object text(const std::string& said) {
+    return nb::steal(PyUnicode_DecodeUTF8(said.data(), static_cast<Py_ssize_t>(said.size()), "replace"));
+}
+
 // Raised as edged.errors.WindowError, so that one tree of exceptions serves both languages.
 void translate(const std::exception_ptr& thrown, void* /*unused*/) {
     try {
         std::rethrow_exception(thrown);
     } catch (const WindowFailure& failure) {
         const nb::object type = nb::module_::import_("edged.errors").attr("WindowError");
-        PyErr_SetObject(type.ptr(), nb::str(failure.what()).ptr());
+        PyErr_SetObject(type.ptr(), text(failure.what()).ptr());
     }
 }
 
@@ -131,9 +158,10 @@ NB_MODULE(_native, m) {
     const nb::call_guard<nb::gil_scoped_release> unlocked;
 
     nb::class_<edged::Window>(m, "Window")
-        .def("__init__", load, "first"_a, "last"_a, "n_embd"_a, "n_vocab"_a, "header"_a, "segments"_a,
-             "embedding"_a.none(), "capture"_a.none(), nb::kw_only(), "n_ctx"_a, "n_seq_max"_a, "n_ubatch"_a,
-             "n_threads"_a, "kv_type"_a, "flash_attention"_a, "n_gpu_layers"_a, "progress"_a.none())
+        .def("__init__", load, "first"_a, "last"_a, "n_embd"_a, "n_vocab"_a, "width"_a, "header"_a,
+             "segments"_a, "embedding"_a.none(), "reads_tokens"_a, "carries_tokens"_a, "entries"_a,
+             "captures"_a, "factors"_a, nb::kw_only(), "n_ctx"_a, "n_seq_max"_a, "n_ubatch"_a, "n_threads"_a,
+             "kv_type"_a, "flash_attention"_a, "n_gpu_layers"_a, "progress"_a.none(), "rehearsal"_a = false)
         .def_prop_ro("first", &edged::Window::first)
         .def_prop_ro("last", &edged::Window::last)
         .def_prop_ro("width", &edged::Window::width)
@@ -155,7 +183,15 @@ NB_MODULE(_native, m) {
 
     m.def("take_over_log", edged::take_over_log,
           "Makes llama.cpp log into the queue that drain_log empties.");
-    m.def("drain_log", edged::drain_log, "llama.cpp's log lines since the last call: (level, text).");
+    m.def(
+        "drain_log",
+        [] {
+            nb::list lines;
+            for (const auto& [level, line] : edged::drain_log())
+                lines.append(nb::make_tuple(level, text(line)));
+            return lines;
+        },
+        "llama.cpp's log lines since the last call: (level, text).");
     m.def("llama_version", [] { return std::string(llama_version()); });
     m.def("system_info", edged::system_info, "One line: what ggml was built for.");
     m.def(

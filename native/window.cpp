@@ -1,5 +1,6 @@
 #include "window.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <map>
@@ -13,6 +14,27 @@ namespace {
 constexpr uint32_t kExponent = 0x7f800000;  // all ones in an infinity or NaN
 
 std::string at_row(size_t row) { return " (row " + std::to_string(row) + ")"; }
+
+// A token at the end of a state: three digits to the base 128, after a column that makes their block's
+// largest value 127, so that they come through every form in which states travel.
+constexpr int32_t kDigit = 128;
+
+void carry_token(int32_t token, float* end) {
+    end[-4] = static_cast<float>(kDigit - 1);
+    for (int column = 1; column <= 3; ++column, token /= kDigit) {
+        end[-column] = static_cast<float>(token % kDigit);
+    }
+}
+
+int32_t carried_token(const float* end) {
+    int32_t token = 0;
+    for (int column = 3; column >= 1; --column) {
+        const float digit = end[-column];
+        if (!(digit >= 0 && digit < static_cast<float>(kDigit))) return -1;
+        token = token * kDigit + static_cast<int32_t>(digit + 0.5F);
+    }
+    return token;
+}
 
 }  // namespace
 
@@ -92,8 +114,8 @@ void Window::check_tokens(std::span<const int32_t> tokens) const {
 }
 
 void Window::check_hidden(size_t n_tokens, std::span<const float> hidden) const {
-    if (hidden.size() != n_tokens * static_cast<size_t>(n_embd_)) {
-        throw WindowFailure("hidden states must have " + std::to_string(n_embd_) + " values per token");
+    if (hidden.size() != n_tokens * static_cast<size_t>(width_)) {
+        throw WindowFailure("hidden states must have " + std::to_string(width_) + " values per token");
     }
     // A NaN in the cache would stay after its sequence is removed, and spoil the next one there.
     uint32_t not_finite = 0;
@@ -104,13 +126,56 @@ void Window::check_hidden(size_t n_tokens, std::span<const float> hidden) const 
     if (not_finite != 0) throw WindowFailure("a hidden state has a value that is not finite");
 }
 
+Window::Inputs Window::prepare(const BatchView& batch, std::span<const int32_t> tokens,
+                               std::span<const float> hidden) {
+    const size_t n = batch.size();
+    Inputs inputs;
+    if (takes_tokens()) {
+        inputs.tokens = tokens;
+        if (embedding_) {
+            const auto width = static_cast<size_t>(n_embd_);
+            embedded_.resize(n * width);
+            for (size_t row = 0; row < n; ++row) {
+                embedding_->read(tokens[row], embedded_.data() + row * width);
+            }
+            inputs.entry = {embedded_.data(), n_embd_};
+        }
+        return inputs;
+    }
+    inputs.entry = {hidden.data(), width_};
+    if (carries_tokens_) {
+        carried_.resize(n);
+        for (size_t row = 0; row < n; ++row) {
+            carried_[row] = carried_token(hidden.data() + (row + 1) * static_cast<size_t>(width_));
+        }
+        check_tokens(carried_);
+        inputs.tokens = carried_;
+    }
+    return inputs;
+}
+
+// What no capture fills is handed on as it came in.
+Rows Window::blank_states(const BatchView& batch, const Inputs& inputs, std::span<const float> hidden) const {
+    const auto n_rows = static_cast<int64_t>(batch.size());
+    const auto n_values = static_cast<size_t>(n_rows * width_);
+    Rows rows{std::make_unique_for_overwrite<float[]>(n_values), n_rows, width_};
+    if (captures_all_) return rows;
+    if (takes_tokens()) {
+        std::fill_n(rows.data.get(), n_values, 0.0F);
+        for (size_t row = 0; carries_tokens_ && row < batch.size(); ++row) {
+            carry_token(inputs.tokens[row], rows.data.get() + (row + 1) * static_cast<size_t>(width_));
+        }
+    } else {
+        std::memcpy(rows.data.get(), hidden.data(), n_values * sizeof(float));
+    }
+    return rows;
+}
+
 void Window::decode(const Run& run, const BatchView& batch, std::span<const int32_t> tokens,
-                    std::span<const float> hidden, bool all_outputs) {
+                    bool all_outputs) {
     const size_t n = run.size();
-    const bool feeds_tokens = takes_tokens() && !embedding_;
-    batch_tokens_.resize(n);
-    batch_hidden_.resize(feeds_tokens ? 0 : n * static_cast<size_t>(n_embd_));
-    batch_positions_.assign(feeds_tokens ? n : n * static_cast<size_t>(n_pos_per_row_), 0);
+    batch_tokens_.assign(n, 0);
+    batch_positions_.resize(n);
     batch_n_seq_.assign(n, 1);
     batch_seq_.resize(n);
     batch_seq_pointers_.assign(n + 1, nullptr);
@@ -121,29 +186,11 @@ void Window::decode(const Run& run, const BatchView& batch, std::span<const int3
         batch_seq_pointers_[i] = &batch_seq_[i];
         batch_outputs_[i] = static_cast<int8_t>(all_outputs || batch.outputs[row]);
         batch_positions_[i] = batch.positions[row];
-        if (feeds_tokens) {
-            batch_tokens_[i] = tokens[row];
-            continue;
-        }
-        // M-RoPE: text has the same time, height and width; the fourth coordinate stays 0
-        for (int axis = 1; axis < n_pos_per_row_ - 1; ++axis) {
-            batch_positions_[static_cast<size_t>(axis) * n + i] = batch.positions[row];
-        }
-        float* to = batch_hidden_.data() + i * static_cast<size_t>(n_embd_);
-        if (embedding_) {
-            embedding_->read(tokens[row], to);
-        } else {
-            std::memcpy(to, hidden.data() + row * static_cast<size_t>(n_embd_),
-                        static_cast<size_t>(n_embd_) * sizeof(float));
-        }
+        if (reads_tokens_) batch_tokens_[i] = tokens[row];
     }
-    const llama_batch native{static_cast<int32_t>(n),
-                             feeds_tokens ? batch_tokens_.data() : nullptr,
-                             feeds_tokens ? nullptr : batch_hidden_.data(),
-                             batch_positions_.data(),
-                             batch_n_seq_.data(),
-                             batch_seq_pointers_.data(),
-                             batch_outputs_.data()};
+    const llama_batch native{static_cast<int32_t>(n), batch_tokens_.data(),         nullptr,
+                             batch_positions_.data(), batch_n_seq_.data(),
+                             batch_seq_pointers_.data(), batch_outputs_.data()};
     const int32_t status = llama_decode(context_.get(), native);
     if (status == 1) throw WindowFailure("the cache has no room for the batch");
     if (status == 2) throw WindowFailure("the run was cancelled");
@@ -172,10 +219,10 @@ void Window::in_runs(const BatchView& batch, Body body) {
     try {
         for (const Run& run : split_into_runs(batch.seq_ids, batch.positions, share_below_)) body(run);
     } catch (const std::exception& failure) {
-        capture_.disarm();
+        taps_.disarm();
         throw WindowFailure(failure.what() + forget(batch));
     }
-    capture_.disarm();
+    taps_.disarm();
 }
 
 Rows Window::run(const BatchView& batch, std::span<const int32_t> tokens, std::span<const float> hidden) {
@@ -183,13 +230,12 @@ Rows Window::run(const BatchView& batch, std::span<const int32_t> tokens, std::s
     check_open();
     if (yields_logits()) throw WindowFailure("the window that ends the model yields logits: use run_last");
     check_batch(batch, tokens, hidden);
-    const auto n_rows = static_cast<int64_t>(batch.size());
-    Rows result{std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n_rows * width_)), n_rows,
-                width_};
+    const Inputs inputs = prepare(batch, tokens, hidden);
+    Rows result = blank_states(batch, inputs, hidden);
     in_runs(batch, [&](const Run& run) {
-        capture_.arm(result.data.get(), width_, run);
-        decode(run, batch, tokens, hidden, true);
-        if (!capture_.taken()) throw WindowFailure(capture_.problem());
+        taps_.arm(inputs.entry, {result.data.get(), width_}, run);
+        decode(run, batch, inputs.tokens, true);
+        if (const std::string problem = taps_.problem(); !problem.empty()) throw WindowFailure(problem);
     });
     return result;
 }
@@ -208,8 +254,11 @@ Rows Window::run_last(const BatchView& batch, std::span<const int32_t> tokens,
     }
     Rows result{std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n_rows * n_vocab_)), n_rows,
                 n_vocab_};
+    const Inputs inputs = prepare(batch, tokens, hidden);
     in_runs(batch, [&](const Run& run) {
-        decode(run, batch, tokens, hidden, false);
+        taps_.arm(inputs.entry, {}, run);
+        decode(run, batch, inputs.tokens, false);
+        if (const std::string problem = taps_.problem(); !problem.empty()) throw WindowFailure(problem);
         for (size_t i = 0; i < run.size(); ++i) {
             const auto row = static_cast<size_t>(run[i]);
             if (!batch.outputs[row]) continue;

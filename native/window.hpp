@@ -15,11 +15,13 @@
 #include <vector>
 
 #include "batch_runs.hpp"
-#include "capture.hpp"
 #include "composed_file.hpp"
 #include "embedding_rows.hpp"
+#include "taps.hpp"
 
 namespace edged {
+
+constexpr int64_t kTokenColumns = 4;  // at the end of a state that carries its token
 
 // Layers [first, last) as a composed GGUF; see edged.backend.source.WindowSource.
 struct WindowSource {
@@ -27,10 +29,15 @@ struct WindowSource {
     int last = 0;
     int64_t n_embd = 0;
     int64_t n_vocab = 0;
+    int64_t width = 0;
     std::string header;
     std::vector<Segment> segments;
     std::optional<EmbeddingTable> embedding;
-    std::optional<std::string> capture;
+    bool reads_tokens = false;
+    bool carries_tokens = false;
+    std::vector<Tap> entries;
+    std::vector<Tap> captures;
+    std::vector<Factor> factors;
 };
 
 struct WindowOptions {
@@ -42,6 +49,7 @@ struct WindowOptions {
     std::string kv_type = "f16";
     std::string flash_attention = "auto";
     int64_t n_gpu_layers = 0;
+    bool rehearsal = false;  // everything but the weights: the window cannot run
 };
 
 struct BatchView {
@@ -75,7 +83,7 @@ class Window {
     int64_t n_vocab() const { return n_vocab_; }
     BufferBytes memory() const { return memory_; }
     bool takes_tokens() const { return first_ == 0; }
-    bool yields_logits() const { return !capture_name_.has_value(); }
+    bool yields_logits() const { return ends_; }
 
     // One of `tokens` and `hidden` (batch.size() x width) is used, as takes_tokens() says.
     Rows run(const BatchView& batch, std::span<const int32_t> tokens, std::span<const float> hidden);
@@ -104,36 +112,45 @@ class Window {
     void check_sequence_continues(const BatchView& batch) const;
     void check_tokens(std::span<const int32_t> tokens) const;
     void check_hidden(size_t n_tokens, std::span<const float> hidden) const;
+    // What this window's layers are to be computed from, read and checked.
+    struct Inputs {
+        std::span<const int32_t> tokens;  // for libllama; empty where it gets token 0 throughout
+        Taps::Source entry;
+    };
+    Inputs prepare(const BatchView& batch, std::span<const int32_t> tokens, std::span<const float> hidden);
+    Rows blank_states(const BatchView& batch, const Inputs& inputs, std::span<const float> hidden) const;
 
     // Runs `body` for each run of the batch; on any failure forgets the whole batch, then rethrows.
     template <typename Body>
     void in_runs(const BatchView& batch, Body body);
-    void decode(const Run& run, const BatchView& batch, std::span<const int32_t> tokens,
-                std::span<const float> hidden, bool all_outputs);
+    void decode(const Run& run, const BatchView& batch, std::span<const int32_t> tokens, bool all_outputs);
     std::string forget(const BatchView& batch);
 
     const int first_;
     const int last_;
     const WindowOptions options_;
-    const std::optional<std::string> capture_name_;
+    const bool ends_;
+    const bool reads_tokens_;    // libllama gets the true tokens
+    const bool carries_tokens_;  // the last columns of a state are its token
+    const bool captures_all_;    // every column of a state is read from the graph
     int64_t n_embd_ = 0;
     int64_t n_vocab_ = 0;
     int64_t width_ = 0;
     int64_t most_positions_ = 0;
     int32_t share_below_ = INT32_MAX;
-    int n_pos_per_row_ = 1;  // M-RoPE takes four positions per hidden state
     BufferBytes memory_;
 
     mutable std::mutex lock_;
     std::atomic<bool> cancelled_{false};
     std::optional<EmbeddingRows> embedding_;
-    Capture capture_;
+    Taps taps_;
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model_{nullptr, llama_model_free};
     std::unique_ptr<llama_context, decltype(&llama_free)> context_{nullptr, llama_free};
 
     // Reused from run to run.
+    std::vector<float> embedded_;
+    std::vector<int32_t> carried_;
     std::vector<llama_token> batch_tokens_;
-    std::vector<float> batch_hidden_;
     std::vector<llama_pos> batch_positions_;
     std::vector<int32_t> batch_n_seq_;
     std::vector<llama_seq_id> batch_seq_;

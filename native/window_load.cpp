@@ -70,24 +70,61 @@ std::string layers(int first, int last) {
     return "layers " + std::to_string(first) + " to " + std::to_string(last - 1);
 }
 
+int64_t captured(const WindowSource& source) {
+    int64_t sum = 0;
+    for (const Tap& tap : source.captures) sum += tap.width;
+    return sum;
+}
+
+// Nothing may be read or written outside of a state's row.
+void check_taps(const WindowSource& source) {
+    constexpr int64_t most = int64_t{1} << 24;
+    if (source.width < 1 || source.width > most || source.n_embd < 1 || source.n_embd > most) {
+        throw WindowFailure("a state of " + std::to_string(source.width) + " values cannot be");
+    }
+    const int64_t room = source.width - (source.carries_tokens ? kTokenColumns : 0);
+    const auto check = [](const Tap& tap, int64_t width) {
+        if (tap.name.empty() && tap.source.empty()) throw WindowFailure("a captured tensor has no name");
+        if (tap.width < 1 || tap.offset < 0 || tap.width > width || tap.offset > width - tap.width) {
+            throw WindowFailure("tensor " + tap.label() + " does not fit into the state");
+        }
+    };
+    for (const Tap& tap : source.captures) check(tap, room);
+    for (const Tap& tap : source.entries) check(tap, source.embedding ? source.n_embd : room);
+    const bool fed = source.reads_tokens || !source.entries.empty();
+    if (!fed || (source.first == 0 && !source.reads_tokens && !source.embedding)) {
+        throw WindowFailure("a window without inputs");
+    }
+    if (source.first == 0 && !source.embedding && !source.entries.empty()) {
+        throw WindowFailure("a window that begins the model has no state to take in");
+    }
+    if (source.first > 0 && source.reads_tokens && !source.carries_tokens) {
+        throw WindowFailure("a window in the middle can only read tokens that states carry");
+    }
+}
+
 }  // namespace
 
 Window::Window(WindowSource source, WindowOptions options, const Progress& progress)
     : first_(source.first),
       last_(source.last),
       options_(checked(options)),
-      capture_name_(source.capture),
+      ends_(source.captures.empty()),
+      reads_tokens_(source.reads_tokens),
+      carries_tokens_(source.carries_tokens),
+      captures_all_(captured(source) == source.width),
       n_embd_(source.n_embd),
       n_vocab_(source.n_vocab),
+      width_(source.width),
       most_positions_(options.n_ctx),
       share_below_(share_below(options)),
-      capture_(source.capture.value_or("")) {
+      taps_(source.entries, source.captures, source.factors) {
     static std::once_flag once;
     std::call_once(once, llama_backend_init);
     take_over_log();
 
     if (first_ < 0 || last_ <= first_) throw WindowFailure("a window needs at least one layer");
-    if (source.capture && source.capture->empty()) throw WindowFailure("the captured tensor has no name");
+    check_taps(source);
     const bool quantised = ggml_is_quantized(kv_type(options_.kv_type));
     if (quantised && flash_attention(options_.flash_attention) == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
         throw WindowFailure("a KV cache of type " + options_.kv_type +
@@ -105,7 +142,7 @@ Window::Window(WindowSource source, WindowOptions options, const Progress& progr
     }
     load(source, progress);
     create_context();
-    survey();
+    if (!options_.rehearsal) survey();
 }
 
 void Window::load(const WindowSource& source, const Progress& progress) {
@@ -116,6 +153,7 @@ void Window::load(const WindowSource& source, const Progress& progress) {
     ggml_backend_dev_t no_devices[] = {nullptr};
     llama_model_params params = llama_model_default_params();
     params.load_mode = LLAMA_LOAD_MODE_NONE;
+    params.no_alloc = options_.rehearsal;
     // libllama counts the output as one more layer, at the end
     params.n_gpu_layers = options_.n_gpu_layers == 0 ? 0 : static_cast<int32_t>(options_.n_gpu_layers) + 1;
     if (options_.n_gpu_layers == 0) params.devices = no_devices;
@@ -132,12 +170,14 @@ void Window::load(const WindowSource& source, const Progress& progress) {
     if (llama_model_has_encoder(model_.get()) || !llama_model_has_decoder(model_.get())) {
         throw WindowFailure("only decoder models can be run");
     }
-    if (llama_model_n_embd_inp(model_.get()) != n_embd_) {
-        throw WindowFailure("the window's header says " +
-                            std::to_string(llama_model_n_embd_inp(model_.get())) +
+    if (llama_model_n_embd(model_.get()) != n_embd_) {
+        throw WindowFailure("the window's header says " + std::to_string(llama_model_n_embd(model_.get())) +
                             " values per token, its source " + std::to_string(n_embd_));
     }
-    const bool sees_vocab = yields_logits() || (takes_tokens() && !embedding_);
+    if (llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get())) {
+        share_below_ = kNeverShare;
+    }
+    const bool sees_vocab = yields_logits() || reads_tokens_;
     const int64_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
     if (sees_vocab && n_vocab != n_vocab_) {
         throw WindowFailure("the window's vocabulary has " + std::to_string(n_vocab) + " tokens, not " +
@@ -147,8 +187,6 @@ void Window::load(const WindowSource& source, const Progress& progress) {
     if (source.header.find("position_embd.weight") != std::string::npos) {
         most_positions_ = std::min<int64_t>(most_positions_, llama_model_n_ctx_train(model_.get()));
     }
-    const auto rope = llama_model_rope_type(model_.get());
-    n_pos_per_row_ = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1;
 }
 
 void Window::create_context() {
@@ -156,7 +194,8 @@ void Window::create_context() {
     const int64_t cells = (options_.n_ctx + kCellPadding - 1) / kCellPadding * kCellPadding;
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<uint32_t>(cells * options_.n_seq_max);
-    params.n_batch = static_cast<uint32_t>(options_.n_ubatch);
+    // libllama asserts that a batch has room for an output of every sequence, however short ours are
+    params.n_batch = static_cast<uint32_t>(std::max(options_.n_ubatch, options_.n_seq_max));
     params.n_ubatch = static_cast<uint32_t>(options_.n_ubatch);
     params.n_seq_max = static_cast<uint32_t>(options_.n_seq_max);
     params.n_threads = static_cast<int32_t>(options_.n_threads);
@@ -165,8 +204,8 @@ void Window::create_context() {
     params.type_k = params.type_v = kv_type(options_.kv_type);
     params.kv_unified = false;  // a sequence's result must not depend on what others have in the cache
     params.offload_kqv = params.op_offload = options_.n_gpu_layers > 0;
-    params.cb_eval = Capture::on_eval;
-    params.cb_eval_user_data = &capture_;
+    params.cb_eval = Taps::on_eval;
+    params.cb_eval_user_data = &taps_;
     params.abort_callback = on_abort_check;
     params.abort_callback_data = &cancelled_;
     context_.reset(llama_init_from_model(model_.get(), params));
@@ -179,27 +218,24 @@ void Window::create_context() {
     }
 }
 
-// Runs one token through the whole graph, to learn the width of a state and where the memory went.
+// Runs one token through the whole graph, to see that it has the tensors to tap and where the memory went.
 void Window::survey() {
     const ErrorLines errors;
     BufferCensus census;
     const int32_t zero = 0;
     const bool flagged = true;
     const BatchView batch{{&zero, 1}, {&zero, 1}, {&flagged, 1}};
-    const std::vector<float> hidden(static_cast<size_t>(n_embd_), 0.0F);
-    capture_.survey(census);
+    taps_.survey(census);
     try {
-        decode({0}, batch, {&zero, 1}, hidden, true);
+        decode({0}, batch, {&zero, 1}, true);
     } catch (const WindowFailure& failure) {
         throw WindowFailure(std::string(failure.what()) + ": " + errors.summary("no reason given"));
     }
-    capture_.disarm();
+    const std::string problem = taps_.problem();
+    taps_.disarm();
     llama_memory_clear(llama_get_memory(context_.get()), true);
 
-    width_ = yields_logits() ? n_embd_ : capture_.surveyed_width();
-    if (width_ == 0) {
-        throw WindowFailure("the graph of " + layers(first_, last_) + " has no tensor " + *capture_name_);
-    }
+    if (!problem.empty()) throw WindowFailure(layers(first_, last_) + ": " + problem);
     memory_ = census.total();
     const int64_t vocab = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
     memory_.compute += static_cast<uint64_t>(vocab * options_.n_seq_max) * sizeof(float);

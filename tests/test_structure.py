@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("planning", "backend", "settings"),
     ("rpc",),
     ("ring", "store", "device"),
-    ("cluster", "serving"),
+    ("cluster", "serving", "verify"),
     ("api", "frontdoor"),
     ("node",),
     ("daemon",),

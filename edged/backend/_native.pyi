@@ -12,10 +12,15 @@ class Window:
         last: int,
         n_embd: int,
         n_vocab: int,
+        width: int,
         header: bytes,
         segments: Sequence[tuple[int, int, str | None, int]],
         embedding: tuple[str, int, int, int, int] | None,
-        capture: str | None,
+        reads_tokens: bool,
+        carries_tokens: bool,
+        entries: Sequence[tuple[str, str, str, int, int]],
+        captures: Sequence[tuple[str, str, str, int, int]],
+        factors: Sequence[tuple[str, float, float]],
         *,
         n_ctx: int,
         n_seq_max: int,
@@ -25,6 +30,7 @@ class Window:
         flash_attention: str,
         n_gpu_layers: int,
         progress: Callable[[float], None] | None,
+        rehearsal: bool = False,
     ) -> None: ...
     @property
     def first(self) -> int: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -111,11 +111,13 @@ def load_window(
     n_threads: int,
     n_gpu_layers: int = 0,
     progress: Callable[[float], None] | None = None,
+    rehearsal: bool = False,
 ) -> NativeWindow:
     """Loads a window into memory. `n_gpu_layers` of its layers, the last ones, go to a ggml GPU backend.
 
     `progress` is called from this thread with the share done, 0.0 to 1.0; an exception in it ends the
-    load and is raised. Raises WindowError.
+    load and is raised. A rehearsal reads no weights and takes no memory for them: such a window can only
+    be closed. Raises WindowError.
     """
     table = source.embedding
     try:
@@ -124,6 +126,7 @@ def load_window(
             source.last,
             source.n_embd,
             source.n_vocab,
+            source.width,
             source.header,
             [
                 (part.offset, part.length, None if part.path is None else str(part.path), part.file_offset)
@@ -132,7 +135,11 @@ def load_window(
             None
             if table is None
             else (str(table.path), table.file_offset, table.ggml_type, table.n_embd, table.n_vocab),
-            source.capture,
+            source.reads_tokens,
+            source.carries_tokens,
+            [astuple(tap) for tap in source.entries],
+            [astuple(tap) for tap in source.captures],
+            [astuple(factor) for factor in source.factors],
             n_ctx=context.n_ctx,
             n_seq_max=context.n_seq_max,
             n_ubatch=context.n_ubatch,
@@ -141,6 +148,7 @@ def load_window(
             flash_attention=context.flash_attention,
             n_gpu_layers=n_gpu_layers,
             progress=progress,
+            rehearsal=rehearsal,
         )
     finally:
         _pass_on_log()

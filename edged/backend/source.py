@@ -28,26 +28,64 @@ class EmbeddingTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Tap:
+    """A tensor of the running graph, and its place in a row of the state that windows hand on.
+
+    The tensor is the one called `name` or, where that is empty, the first computed from the weight `source`.
+    A tap that writes does so when that tensor has been computed, and writes over it, or over `into`.
+    offset: floats before it in the state's row (for the first window's entry: in an embedding row).
+    width:  floats per token.
+    """
+
+    name: str = ""
+    source: str = ""
+    into: str = ""
+    offset: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A factor that libllama derives from the number of layers: `wrong` in the window, `right` in the model.
+
+    name: of the scaling tensor, without the layer's number; empty for any with that factor.
+    """
+
+    name: str
+    wrong: float
+    right: float
+
+
+@dataclass(frozen=True, slots=True)
 class WindowSource:
     """A window of layers [first, last) as libllama will see it: a valid GGUF, layers counted from 0.
 
     header:    the GGUF's bytes up to its data section.
     segments:  the data section, ascending and without overlap; what they leave out reads as zeros.
-    embedding: for a window that begins the model and is fed embedding rows; None where libllama is
-               given the tokens themselves (a whole model) or hidden states.
     n_vocab:   the model's, also where the window has only a dummy vocabulary.
-    capture:   the graph tensor that holds the state after the last layer; None where the window ends
-               the model and yields logits.
+    width:     floats per token of the state that windows of this model hand on.
+    embedding: for a window that begins the model: its rows are what enters. None where libllama looks the
+               tokens up itself (a whole model), and for all other windows.
+    entries:   where the state (or the embedding row) is written into the graph. libllama is fed token 0
+               throughout, unless it `reads_tokens`.
+    captures:  where the state is read; none where the window ends the model and yields logits. What no
+               capture gives is handed on as it came in.
+    carries_tokens: the last four columns of the state say the token (a column of 127, three digits to 128).
     """
 
     first: int
     last: int
     n_embd: int
     n_vocab: int
+    width: int
     header: bytes
     segments: tuple[Segment, ...]
-    embedding: EmbeddingTable | None
-    capture: str | None
+    embedding: EmbeddingTable | None = None
+    reads_tokens: bool = False
+    carries_tokens: bool = False
+    entries: tuple[Tap, ...] = ()
+    captures: tuple[Tap, ...] = ()
+    factors: tuple[Factor, ...] = ()
 
     @property
     def size(self) -> int:

@@ -27,6 +27,7 @@ VERBS = {
     "models": "models",
     "import": "import_model",
     "pull": "pull",
+    "verify": "verify",
     "rm": "rm",
     "run": "run",
     "chat": "chat",

@@ -87,7 +87,7 @@ class Worker:
         self._catalogue = catalogue
         self._load_window = load_window
         self._try_model = try_model
-        self._tried: set[str] = set()  # ids of models
+        self._tried: set[str] = set()  # parts, by SHA-256
         self._transport = transport
         self._surroundings = surroundings
         self._on_result = on_result
@@ -193,8 +193,7 @@ class Worker:
             self._keep_windows(set(keys.values()))
             self._manifest = manifest
             self._bring(manifest, self._parts(manifest, plan), assignment, report)
-            if plan.head == self._device:
-                self._try(manifest, report)
+            self._try(manifest, plan, report)
             for number, key in enumerate(keys.values()):
                 self._give_up_if_overtaken(plan.epoch)
                 report(Progress(stage="loading layers", device=self._name, done=number, total=len(keys)))
@@ -246,12 +245,13 @@ class Worker:
         namesakes = [model for model in self._catalogue.models() if model.name == manifest.name]
         self._catalogue.add(manifest, replace=not any(map(self._catalogue.owns, namesakes)))
 
-    def _try(self, manifest: Manifest, report: Report) -> None:
-        """The head holds the cluster's keys: a model that another device offers must not end it."""
-        if manifest.id not in self._tried and not self._catalogue.owns(manifest):
+    def _try(self, manifest: Manifest, plan: Plan, report: Report) -> None:
+        """A model that another device offers must not end this one, whatever is in it."""
+        parts = {part.sha256 for part in self._parts(manifest, plan)}
+        if not self._catalogue.owns(manifest) and not parts <= self._tried:
             report(Progress(stage="trying the model", device=self._name))
             self._try_model(manifest)
-            self._tried.add(manifest.id)
+            self._tried |= parts
 
     def _load(self, manifest: Manifest, key: _WindowKey, epoch: int) -> None:
         window = self._windows.get(key)

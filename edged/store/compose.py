@@ -1,6 +1,6 @@
 """Composing a window: a GGUF with layers [first, last) that exists only as a header and ranges of part files.
 
-See `edged.store.architecture` for what differs between architectures. A window that is not the whole model
+See `edged.store.architectures` for what differs between architectures. A window that is not the whole model
 has no vocabulary. Where it does not end the model, dummies of a few rows stand in for the embedding table and
 the output matrix, which libllama insists on and never computes with; where it does, the true matrix is there.
 """
@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edged.backend.source import EmbeddingTable, Segment, WindowSource
+from edged.backend.source import EmbeddingTable, Segment, Tap, WindowSource
 from edged.errors import BrokenModelError, MissingPartError, UnsupportedModelError
-from edged.store.architecture import DUMMY_VOCABULARY, EMBEDDING, OUTPUT, RULES, per_layer
+from edged.store.architectures.cuts import EMBEDDING
+from edged.store.architectures.layout import Layout, Layouts
+from edged.store.architectures.metadata import window_pairs
+from edged.store.architectures.shape import Shape
+from edged.store.architectures.table import TIED_OUTPUT, Lane, Rule, rule_of
 from edged.store.catalogue import Catalogue
-from edged.store.ggml_types import layouts
+from edged.store.ggml_types import layouts as type_layouts
 from edged.store.gguf_file import (
     Pair,
     TensorInfo,
@@ -25,6 +29,10 @@ from edged.store.gguf_file import (
 )
 from edged.store.manifest import Manifest, Part, TensorEntry
 
+DUMMY_VOCABULARY = 32  # rows of the stand-ins in a window that neither reads nor yields tokens
+TOKEN_COLUMNS = 4  # at the end of a state that carries its token
+OUTPUT = "output.weight"
+_BY_TOKEN = (OUTPUT, "output.bias")  # with one row per token
 _F32 = 0
 
 
@@ -38,6 +46,30 @@ class _Piece:
     origin: tuple[Part, TensorEntry] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A window to be composed."""
+
+    manifest: Manifest
+    shape: Shape
+    rule: Rule
+    layout: Layout
+    reads_tokens: bool
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether it has as many tokens as the model, if only as rows of zeros."""
+        return self.ends or self.reads_tokens or not self.rule.dummies
+
+    @property
+    def begins(self) -> bool:
+        return self.layout.own[0] == 0
+
+    @property
+    def ends(self) -> bool:
+        return self.layout.own[-1] + 1 == self.manifest.n_layers
+
+
 def compose(manifest: Manifest, catalogue: Catalogue, first: int, last: int) -> WindowSource:
     """The window of layers [first, last) of a model whose parts for it are in the store.
 
@@ -47,28 +79,33 @@ def compose(manifest: Manifest, catalogue: Catalogue, first: int, last: int) -> 
     for part in manifest.parts_for(first, last):
         if catalogue.path(part.sha256).stat().st_size != part.size:
             raise MissingPartError(f"the part {part.name} of {manifest.name} on this device is incomplete")
+    shape = manifest.shape
+    rule = rule_of(manifest.architecture)
     if first == 0 and last == manifest.n_layers:
-        return _whole(manifest, catalogue)
-    ends = last == manifest.n_layers
-    pieces = _end_pieces(manifest) if ends else _stand_ins(manifest)
-    pieces += [_of(part, tensor) for part in _shared(manifest) for tensor in part.tensors]
-    for index in range(first, last):
-        part = manifest.layer(index)
-        for tensor in part.tensors:
-            name = tensor.name.replace(f"blk.{index}.", f"blk.{index - first}.", 1)
-            pieces.append(_Piece(name, tensor.shape, tensor.ggml_type, (part, tensor)))
-    n_vocab = manifest.n_vocab if ends else DUMMY_VOCABULARY
-    header, segments = _lay_out(catalogue, _window_pairs(manifest, first, last, n_vocab), pieces)
-    rule = RULES[manifest.architecture]
+        return _whole(manifest, shape, rule, catalogue)
+    layout = Layouts(shape, rule).window(first, last)
+    readers = rule.tokens(shape)
+    window = _Window(manifest, shape, rule, layout, reads_tokens=not readers.isdisjoint(layout.own))
+    pieces = _layer_pieces(window) + _outside_pieces(window)
+    n_vocab = manifest.n_vocab if window.has_vocabulary else DUMMY_VOCABULARY
+    pairs = window_pairs(shape, rule, layout.layers, n_vocab, _entries(manifest))
+    pairs.append(make_pair("tokenizer.ggml.model", "no_vocab", ValueType.STRING))
+    header, segments = _lay_out(catalogue, pairs, pieces)
+    carries = any(layer > 0 for layer in readers)
     return WindowSource(
         first=first,
         last=last,
         n_embd=manifest.n_embd,
         n_vocab=manifest.n_vocab,
+        width=_width(manifest, rule) + (TOKEN_COLUMNS if carries else 0),
         header=header,
         segments=segments,
         embedding=_embedding_table(manifest, catalogue) if first == 0 else None,
-        capture=None if ends else f"{rule.capture}-{last - first - 1}",
+        reads_tokens=window.reads_tokens,
+        carries_tokens=carries,
+        entries=_entry_taps(window),
+        captures=() if window.ends else _capture_taps(window),
+        factors=rule.factors(shape, layout.layers),
     )
 
 
@@ -81,75 +118,147 @@ def _check(manifest: Manifest, first: int, last: int) -> None:
         if boundary not in (0, manifest.n_layers, *manifest.boundaries):
             reason = manifest.whole_because or "its architecture does not allow it"
             raise UnsupportedModelError(f"{manifest.name} cannot be cut at layer {boundary}: {reason}")
-    if (first, last) != (0, manifest.n_layers) and manifest.architecture not in RULES:
-        raise UnsupportedModelError(
-            f"{manifest.name} was cut by another version of edged: this one has no rule for "
-            f"{manifest.architecture}"
-        )
 
 
-def _whole(manifest: Manifest, catalogue: Catalogue) -> WindowSource:
+def _whole(manifest: Manifest, shape: Shape, rule: Rule, catalogue: Catalogue) -> WindowSource:
     """Everything: all metadata with the tokenizer, all tensors, and libllama takes the tokens itself."""
-    vocabulary = read_gguf(catalogue.path(manifest.vocabulary.sha256))
+    pairs = list(read_gguf(catalogue.path(manifest.vocabulary.sha256)).pairs.values())
+    if shape.n_blocks > shape.n_layers:
+        pairs = window_pairs(shape, rule, tuple(range(shape.n_layers)), shape.n_vocab, pairs)
     pieces = [_of(part, tensor) for part in manifest.parts for tensor in part.tensors]
-    header, segments = _lay_out(catalogue, list(vocabulary.pairs.values()), pieces)
+    header, segments = _lay_out(catalogue, pairs, pieces)
     return WindowSource(
         first=0,
         last=manifest.n_layers,
         n_embd=manifest.n_embd,
         n_vocab=manifest.n_vocab,
+        width=manifest.n_embd,
         header=header,
         segments=segments,
-        embedding=None,
-        capture=None,
+        reads_tokens=True,
     )
+
+
+def _width(manifest: Manifest, rule: Rule) -> int:
+    return manifest.n_embd * sum(lane.width for lane in rule.lanes)
+
+
+def _entry_taps(window: _Window) -> tuple[Tap, ...]:
+    """Where the state enters: the first window's is a row of the embedding table."""
+    n_embd = window.manifest.n_embd
+    if window.begins:
+        return (Tap(source=EMBEDDING, width=n_embd),)
+    taps = []
+    for lane, offset in _offsets(window):
+        if offset == 0 and window.layout.before:
+            where = lane.read.format(last=len(window.layout.before) - 1)
+        else:
+            where = lane.write
+        taps.append(_tap(where, lane.into, offset, lane.width * n_embd))
+    return tuple(taps)
+
+
+def _capture_taps(window: _Window) -> tuple[Tap, ...]:
+    last = len(window.layout.before) + len(window.layout.own) - 1
+    return tuple(
+        _tap(lane.read.format(last=last), "", offset, lane.width * window.manifest.n_embd)
+        for lane, offset in _offsets(window)
+        if window.begins or not lane.first_only
+    )
+
+
+def _offsets(window: _Window) -> list[tuple[Lane, int]]:
+    found = []
+    offset = 0
+    for lane in window.rule.lanes:
+        found.append((lane, offset))
+        offset += lane.width * window.manifest.n_embd
+    return found
+
+
+def _tap(where: str, into: str, offset: int, width: int) -> Tap:
+    source = where.removeprefix("<") if where.startswith("<") else ""
+    return Tap(name="" if source else where, source=source, into=into, offset=offset, width=width)
 
 
 def _of(part: Part, tensor: TensorEntry, name: str | None = None) -> _Piece:
     return _Piece(name or tensor.name, tensor.shape, tensor.ggml_type, (part, tensor))
 
 
-def _shared(manifest: Manifest) -> list[Part]:
-    return [manifest.by_name["shared"]] if "shared" in manifest.by_name else []
+def _zeros(tensor: TensorEntry, name: str | None = None) -> _Piece:
+    return _Piece(name or tensor.name, tensor.shape, tensor.ggml_type, None)
 
 
-def _end_pieces(manifest: Manifest) -> list[_Piece]:
-    """What the last window has after its layers: the true norm, and the output matrix once."""
-    rule = RULES[manifest.architecture]
-    output = manifest.by_name.get("output")
-    found = [_of(output, tensor) for tensor in output.tensors if tensor.name != OUTPUT] if output else []
-    if manifest.tied:
-        return [*found, _of(*_embedding(manifest))]
-    assert output is not None
-    matrix = next(tensor for tensor in output.tensors if tensor.name == OUTPUT)
-    if rule.tied_output:
-        return [*found, _of(output, matrix, EMBEDDING)]
-    return [*found, _of(output, matrix), _unread_embedding(manifest)]
+def _layer_pieces(window: _Window) -> list[_Piece]:
+    pieces = []
+    own = set(window.layout.own)
+    for at, index in enumerate(window.layout.layers):
+        part = window.manifest.layer(index)
+        filler = index not in own
+        for tensor in part.tensors:
+            name = tensor.name.replace(f"blk.{index}.", f"blk.{at}.", 1)
+            pieces.append(_zeros(tensor, name) if filler else _of(part, tensor, name))
+    return pieces
 
 
-def _unread_embedding(manifest: Manifest) -> _Piece:
-    """An embedding table of zeros, as high as libllama wants it and in the smallest type that fits."""
-    shape = (manifest.n_embd, manifest.n_vocab)
+def _outside_pieces(window: _Window) -> list[_Piece]:
+    """The tensors outside the layers: those of the embedding's and output's side only where they count."""
+    pieces = []
+    parts = window.manifest.by_name
+    readers = window.rule.tokens(window.shape)
+    unused = window.rule.unused if readers.isdisjoint(window.layout.layers) else ()
+    for tensor in parts["shared"].tensors if "shared" in parts else ():
+        if tensor.name not in unused:
+            pieces.append(_of(parts["shared"], tensor))
+    for tensor in parts["embedding"].tensors:
+        if tensor.name != EMBEDDING:
+            pieces.append(_of(parts["embedding"], tensor) if window.begins else _zeros(tensor))
+    for tensor in _output_side(window.manifest):
+        if tensor.name == OUTPUT:
+            continue
+        if window.ends:
+            pieces.append(_of(parts["output"], tensor))
+        elif tensor.name in _BY_TOKEN and not window.has_vocabulary:
+            pieces.append(_Piece(tensor.name, (*tensor.shape[:-1], DUMMY_VOCABULARY), _F32, None))
+        else:
+            pieces.append(_zeros(tensor))
+    return [*pieces, *_matrices(window)]
+
+
+def _output_side(manifest: Manifest) -> tuple[TensorEntry, ...]:
+    return manifest.by_name["output"].tensors if "output" in manifest.by_name else ()
+
+
+def _matrices(window: _Window) -> list[_Piece]:
+    """The embedding table and the output matrix, as far as they are read."""
+    manifest = window.manifest
+    embedding = _embedding(manifest)
+    output = next((one for one in _output_side(manifest) if one.name == OUTPUT), None)
+    if not window.ends:
+        rows = manifest.n_vocab if window.has_vocabulary else DUMMY_VOCABULARY
+        pieces = [_unread(EMBEDDING, manifest.n_embd, rows)]
+        if output is not None and not window.rule.dummies:
+            pieces.append(_unread(OUTPUT, *output.shape))
+        elif output is not None and manifest.architecture not in TIED_OUTPUT:
+            pieces.append(_unread(OUTPUT, manifest.n_embd, rows))
+        return pieces
+    if output is None:
+        return [_of(*embedding)]
+    if manifest.architecture in TIED_OUTPUT:
+        return [_of(manifest.by_name["output"], output, EMBEDDING)]
+    return [_of(manifest.by_name["output"], output), _unread(EMBEDDING, manifest.n_embd, manifest.n_vocab)]
+
+
+def _unread(name: str, n_embd: int, rows: int) -> _Piece:
+    """A table of zeros, as high as libllama wants it and in the smallest type that fits."""
+    shape = (n_embd, rows)
     weights = {
         number: size
-        for number, layout in layouts().items()
+        for number, layout in type_layouts().items()
         if layout.name.startswith(("q", "f")) and layout.name not in ("q8_1", "q8_K")
         if (size := tensor_bytes(number, shape)) is not None
     }
-    return _Piece(EMBEDDING, shape, min(weights, key=lambda number: (weights[number], number)), None)
-
-
-def _stand_ins(manifest: Manifest) -> list[_Piece]:
-    """Zeros for what a window that does not end the model must have and does not compute with."""
-    rows = (manifest.n_embd, DUMMY_VOCABULARY)
-    pieces = [_Piece(EMBEDDING, rows, _F32, None)]
-    output = manifest.by_name.get("output")
-    for tensor in output.tensors if output else ():
-        if tensor.name.startswith("output_norm."):
-            pieces.append(_Piece(tensor.name, tensor.shape, tensor.ggml_type, None))
-    if not RULES[manifest.architecture].tied_output:
-        pieces.append(_Piece(OUTPUT, rows, _F32, None))
-    return pieces
+    return _Piece(name, shape, min(weights, key=lambda number: (weights[number], number)), None)
 
 
 def _embedding(manifest: Manifest) -> tuple[Part, TensorEntry]:
@@ -171,29 +280,14 @@ def _embedding_table(manifest: Manifest, catalogue: Catalogue) -> EmbeddingTable
     )
 
 
-def _window_pairs(manifest: Manifest, first: int, last: int, n_vocab: int) -> list[Pair]:
-    """The model's metadata as it holds for the window alone."""
-    architecture = manifest.architecture
-    rule = RULES[architecture]
-    changed = {f"{architecture}.block_count", f"{architecture}.vocab_size"}
-    scales = {f"{architecture}.{name}" for name in rule.entry_scales} if first > 0 else set()
-    pairs = [
-        make_pair(f"{architecture}.block_count", last - first, ValueType.UINT32),
-        make_pair(f"{architecture}.vocab_size", n_vocab, ValueType.UINT32),
-        make_pair("tokenizer.ggml.model", "no_vocab", ValueType.STRING),
-    ]
+def _entries(manifest: Manifest) -> list[Pair]:
+    """The manifest's hyperparameters as GGUF has them."""
+    pairs = []
     for entry in manifest.metadata:
-        if entry.key in changed:
-            continue
-        value = entry.value
-        if entry.key in scales:
-            value = 1.0
-        elif isinstance(value, tuple) and per_layer(architecture, entry.key, value, manifest.n_layers):
-            value = value[first:last]
-        if isinstance(value, bytes):
+        if isinstance(entry.value, bytes):
             raise BrokenModelError(f"the manifest of {manifest.name} has bytes as {entry.key}")
         element_type = None if entry.element_type is None else ValueType(entry.element_type)
-        pairs.append(make_pair(entry.key, value, ValueType(entry.value_type), element_type))
+        pairs.append(make_pair(entry.key, entry.value, ValueType(entry.value_type), element_type))
     return pairs
 
 

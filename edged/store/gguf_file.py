@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from edged.errors import BrokenModelError
+from edged.errors import BrokenModelError, shown
 from edged.store.ggml_types import layouts
 
 MAGIC = b"GGUF"
@@ -29,6 +29,7 @@ MAX_NAME_BYTES = 63  # ggml's own limit on a tensor's name
 MAX_KEY_BYTES = 65_535
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 2**20
+MOST_ENTRIES = 65_536  # of a list that is looked into; only a tokenizer has longer ones
 _READ_AHEAD = 2**20
 
 
@@ -93,13 +94,16 @@ class Pair:
 
 
 def make_pair(key: str, value: Value, value_type: ValueType, element_type: ValueType | None = None) -> Pair:
-    """A pair to be written; for an array, `value` is a tuple and `element_type` its elements' type."""
+    """A pair to be written; for an array, `value` is a tuple and `element_type` its elements' type.
+
+    Raises BrokenModelError where a number does not fit into its type.
+    """
     if value_type is ValueType.ARRAY:
         assert isinstance(value, tuple) and element_type is not None
-        raw = b"".join(_encode(element, element_type) for element in value)
+        raw = b"".join(_encode(element, element_type, key) for element in value)
         return Pair(key, value_type, element_type, len(value), raw)
     assert not isinstance(value, tuple)
-    return Pair(key, value_type, None, 1, _encode(value, value_type))
+    return Pair(key, value_type, None, 1, _encode(value, value_type, key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +128,9 @@ class GgufFile:
     tensors: dict[str, TensorInfo]
 
     def get(self, key: str) -> Value | None:
+        """The value, if there is one and it is not a list of more than MOST_ENTRIES."""
         pair = self.pairs.get(key)
-        return None if pair is None else pair.value()
+        return None if pair is None or pair.count > MOST_ENTRIES else pair.value()
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -196,10 +201,14 @@ def _encode_text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _encode(value: Scalar, kind: ValueType) -> bytes:
+def _encode(value: Scalar, kind: ValueType, key: str) -> bytes:
     if kind is ValueType.STRING:
         return _encode_text(str(value))
-    return struct.pack("<" + _FORMATS[kind], value)
+    try:
+        return struct.pack("<" + _FORMATS[kind], value)
+    except (struct.error, OverflowError):
+        text = f"{shown(key)} cannot be {shown(str(value), 40)} in a model: it has the type {kind.name}"
+        raise BrokenModelError(text) from None
 
 
 def _decode(raw: bytes, kind: ValueType, count: int) -> tuple[Scalar, ...]:
@@ -366,4 +375,4 @@ class _Reader:
             self._fail("it became shorter while it was read")
 
     def _fail(self, fault: str) -> NoReturn:
-        raise BrokenModelError(f"{self._path.name} is not a usable GGUF file: {fault}")
+        raise BrokenModelError(f"{shown(self._path.name)} is not a usable GGUF file: {shown(fault, 200)}")

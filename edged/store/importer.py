@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edged.errors import BrokenModelError, SettingsError
-from edged.store import architecture, probe
+from pydantic import ValidationError
+
+from edged.errors import BrokenModelError, SettingsError, shown
+from edged.store import probe
+from edged.store.architectures import cuts, table
+from edged.store.architectures.shape import MAX_LAYERS, Shape, main_layers
 from edged.store.catalogue import Catalogue
 from edged.store.gguf_file import Pair, ValueType, make_pair, padded, write_header
 from edged.store.manifest import Manifest, MetadataEntry, Part, TensorEntry
@@ -42,16 +46,16 @@ def import_model(
         raise SettingsError(f"{name!r} cannot be a model's name: use letters, digits and . _ : / -")
     files = open_model(path)
     trial = probe.try_file(files.paths[0])
-    drafts = _drafts(files)
+    drafts = drafts_of(files)
     total = sum(draft.estimate for draft in drafts)
     if free_bytes(catalogue.scratch) < total + _SPARE:
         raise disk_full(catalogue.scratch, total + _SPARE)
     progress = _Progress(report, total)
     written: list[str] = []
     try:
-        parts = tuple(_write(draft, catalogue, written, progress) for draft in drafts)
-        manifest = _manifest(files, name, parts, recurrent=trial.recurrent, n_vocab=trial.n_vocab)
-        probe.try_windows(manifest, catalogue)
+        parts = tuple(write_draft(draft, catalogue, written, progress) for draft in drafts)
+        manifest = describe(files, name, parts, recurrent=trial.recurrent, n_vocab=trial.n_vocab)
+        manifest = _tried(manifest, catalogue)
         while True:
             with catalogue.lock:  # between a look and the entry no other process may drop a part
                 gone = {part.sha256 for part in catalogue.missing(parts)}
@@ -60,15 +64,23 @@ def import_model(
                     return manifest
             for draft, part in zip(drafts, parts, strict=True):
                 if part.sha256 in gone:
-                    _write(draft, catalogue, written, _Progress(None, 0))
+                    write_draft(draft, catalogue, written)
     except BaseException:
         with contextlib.suppress(OSError):
             catalogue.drop_unused(written)
         raise
 
 
+def _tried(manifest: Manifest, catalogue: Catalogue) -> Manifest:
+    """The model as it works here: in windows, or else whole only. Raises BrokenModelError."""
+    if not table.is_known(manifest.architecture) and (why := probe.why_not_in_windows(manifest, catalogue)):
+        manifest = manifest.whole_only(why)
+    probe.try_windows(manifest, catalogue)
+    return manifest
+
+
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class Draft:
     """A part yet to be written."""
 
     name: str
@@ -94,33 +106,45 @@ class _Progress:
             self._report(min(self._done, self._total), self._total)
 
 
-def _drafts(files: ModelFiles) -> list[_Draft]:
+def drafts_of(files: ModelFiles) -> list[Draft]:
     """Sort the tensors into parts; the same tensors give the same parts in whatever order they came."""
-    n_layers = files.hyperparameter("block_count")
-    if not 1 <= n_layers <= architecture.MAX_LAYERS:
-        raise BrokenModelError(f"{files.paths[0].name} is not a usable model: it claims {n_layers} layers")
+    n_blocks = files.hyperparameter("block_count")
+    if not 1 <= n_blocks <= MAX_LAYERS:
+        raise BrokenModelError(f"{files.paths[0].name} is not a usable model: it claims {n_blocks} layers")
+    n_layers = _main_layers(files)
+    predictions = {f"layer.{index:03d}" for index in range(n_layers, n_blocks)}
     groups: dict[str, list[SourceTensor]] = {f"layer.{index:03d}": [] for index in range(n_layers)}
     groups["embedding"] = []
     for name in sorted(files.tensors):
-        groups.setdefault(_group(name, n_layers), []).append(files.tensors[name])
+        if (group := _group(name, n_blocks)) not in predictions:
+            groups.setdefault(group, []).append(files.tensors[name])
     kind = make_pair("general.architecture", files.architecture, ValueType.STRING)
-    drafts = [_Draft(name, (kind,), tuple(tensors)) for name, tensors in groups.items()]
-    drafts.append(_Draft("vocab", tuple(files.pairs.values()), ()))
+    drafts = [Draft(name, (kind,), tuple(tensors)) for name, tensors in groups.items()]
+    drafts.append(Draft("vocab", tuple(files.pairs.values()), ()))
     return drafts
+
+
+def _main_layers(files: ModelFiles) -> int:
+    """Without the blocks that only guess at later tokens."""
+    nextn = files.value(f"{files.architecture}.nextn_predict_layers")
+    return main_layers(files.hyperparameter("block_count"), nextn)
 
 
 def _group(tensor: str, n_layers: int) -> str:
     match = _LAYER.match(tensor)
     if match and int(match[1]) < n_layers:
         return f"layer.{int(match[1]):03d}"
-    if tensor.startswith("token_embd"):
+    if tensor.startswith("token_embd."):
         return "embedding"
     if tensor.startswith("output"):
         return "output"
     return "shared"
 
 
-def _write(draft: _Draft, catalogue: Catalogue, written: list[str], progress: _Progress) -> Part:
+def write_draft(
+    draft: Draft, catalogue: Catalogue, written: list[str] | None = None, progress: _Progress | None = None
+) -> Part:
+    """Write a part into the store; its hash is added to `written` if it was not there yet."""
     described = [(one.info.name, one.info.shape, one.info.ggml_type) for one in draft.tensors]
     header, placed = write_header(draft.pairs, described)
     with disk_errors(catalogue.scratch, draft.estimate), catalogue.new_part() as file:
@@ -129,10 +153,11 @@ def _write(draft: _Draft, catalogue: Catalogue, written: list[str], progress: _P
             file.write_zeros(info.offset - file.size)
             for block in _blocks(source):
                 file.write(block)
-                progress.advance(len(block))
+                if progress is not None:
+                    progress.advance(len(block))
         file.write_zeros(padded(file.size) - file.size)
         known = catalogue.has(sha256 := file.finish())
-        if not known:
+        if not known and written is not None:
             written.append(sha256)
         catalogue.adopt(file)
         return Part(
@@ -167,35 +192,46 @@ def _blocks(source: SourceTensor) -> Iterator[bytes]:
         raise BrokenModelError(f"cannot read {source.path}: {error.strerror or error}") from None
 
 
-def _manifest(
+def describe(
     files: ModelFiles, name: str, parts: tuple[Part, ...], recurrent: bool, n_vocab: int
 ) -> Manifest:
-    n_layers = files.hyperparameter("block_count")
+    """The manifest of a model whose parts are `parts`. Raises BrokenModelError."""
     n_embd = files.hyperparameter("embedding_length", least=1)
     metadata = _metadata(files)
-    outside = [tensor.name for part in parts if not part.name.startswith("layer.") for tensor in part.tensors]
-    cuts = architecture.cuts(
-        files.architecture, n_layers, {entry.key: pair.value() for entry, pair in metadata}, outside
+    shape = Shape(
+        architecture=files.architecture,
+        n_layers=_main_layers(files),
+        n_blocks=files.hyperparameter("block_count"),
+        n_embd=n_embd,
+        n_vocab=n_vocab,
+        metadata={entry.key: pair.value() for entry, pair in metadata},
     )
-    embedding = files.tensors.get(architecture.EMBEDDING)
-    if cuts.boundaries and (embedding is None or embedding.info.shape != (n_embd, n_vocab)):
+    outside = [tensor.name for part in parts if not part.name.startswith("layer.") for tensor in part.tensors]
+    found = cuts.cuts(shape, outside)
+    embedding = files.tensors.get(cuts.EMBEDDING)
+    if found.boundaries and (embedding is None or embedding.info.shape != (n_embd, n_vocab)):
         raise BrokenModelError(
             f"{files.paths[0].name} is not a usable model: its embedding table does not fit its vocabulary"
         )
-    return Manifest(
-        name=name,
-        architecture=files.architecture,
-        n_layers=n_layers,
-        n_embd=n_embd,
-        n_vocab=n_vocab,
-        n_ctx_train=files.hyperparameter("context_length", least=1),
-        kv_bytes_per_token_layer=_kv_bytes(files, n_embd),
-        recurrent=recurrent,
-        boundaries=cuts.boundaries,
-        whole_because=cuts.reason,
-        metadata=tuple(entry for entry, _ in metadata),
-        parts=parts,
-    )
+    try:
+        return Manifest(
+            name=name,
+            architecture=files.architecture,
+            n_layers=shape.n_layers,
+            n_embd=n_embd,
+            n_vocab=n_vocab,
+            n_ctx_train=files.hyperparameter("context_length", least=1),
+            kv_bytes_per_token_layer=_kv_bytes(files, n_embd),
+            recurrent=recurrent,
+            boundaries=found.boundaries,
+            preferred=found.preferred,
+            whole_because=found.reason,
+            metadata=tuple(entry for entry, _ in metadata),
+            parts=parts,
+        )
+    except ValidationError as error:
+        fault = shown(str(error.errors()[0]["msg"]))
+        raise BrokenModelError(f"{files.paths[0].name} is not a usable model: {fault}") from None
 
 
 def _metadata(files: ModelFiles) -> list[tuple[MetadataEntry, Pair]]:

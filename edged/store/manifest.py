@@ -10,8 +10,11 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from edged.documents import Document
+from edged.store.architectures.shape import Shape
+from edged.store.soundness import entry_fault, tensor_fault
 
 FORMAT_VERSION = 1
+MOST_LAYERS = 512  # libllama's own limit, behind an assertion
 
 
 class TensorEntry(Document):
@@ -22,6 +25,12 @@ class TensorEntry(Document):
     shape: tuple[int, ...]  # GGUF order: the fastest dimension first
     offset: int
     nbytes: int
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if fault := tensor_fault(self.name, self.ggml_type, self.shape, self.offset, self.nbytes):
+            raise ValueError(fault)
+        return self
 
 
 class Part(Document):
@@ -36,6 +45,12 @@ class Part(Document):
     size: int = Field(ge=0)
     tensors: tuple[TensorEntry, ...]
 
+    @model_validator(mode="after")
+    def _holds_its_tensors(self) -> Self:
+        if any(tensor.offset + tensor.nbytes > self.size for tensor in self.tensors):
+            raise ValueError("a part is shorter than its tensors")
+        return self
+
     @property
     def weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
@@ -49,20 +64,27 @@ class MetadataEntry(Document):
     element_type: int | None = None
     value: bool | int | float | str | bytes | tuple[bool | int | float | str, ...]
 
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if fault := entry_fault(self.key, self.value_type, self.element_type, self.value):
+            raise ValueError(fault)
+        return self
+
 
 class Manifest(Document):
     """A model cut by layers. `id` is the SHA-256 of its packed form, so it names exactly these weights."""
 
     format_version: int = FORMAT_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}$")
-    architecture: str
-    n_layers: int = Field(ge=1)
-    n_embd: int = Field(ge=1)
-    n_vocab: int = Field(ge=1)
-    n_ctx_train: int = Field(ge=1)
-    kv_bytes_per_token_layer: int = Field(ge=0)  # at f16, the largest of all layers
+    architecture: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    n_layers: int = Field(ge=1, le=MOST_LAYERS)
+    n_embd: int = Field(ge=1, lt=2**31)
+    n_vocab: int = Field(ge=1, lt=2**31)
+    n_ctx_train: int = Field(ge=1, lt=2**31)
+    kv_bytes_per_token_layer: int = Field(ge=0, lt=2**40)  # at f16, the largest of all layers
     recurrent: bool = False  # has state that cannot be rolled back
     boundaries: tuple[int, ...]  # layers at which it may be cut; () for a model that runs whole only
+    preferred: tuple[int, ...] = ()  # those between which windows cost nothing besides their own layers
     whole_because: str = ""  # why there are no boundaries, for a person
     metadata: tuple[MetadataEntry, ...]  # hyperparameters; the tokenizer is in the part `vocab`
     parts: tuple[Part, ...]
@@ -96,6 +118,24 @@ class Manifest(Document):
         """Whether the embedding table is the output matrix as well."""
         output = self.by_name.get("output")
         return output is None or all(tensor.name != "output.weight" for tensor in output.tensors)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """What the rules of cutting look at."""
+        metadata = {entry.key: entry.value for entry in self.metadata if not isinstance(entry.value, bytes)}
+        blocks = metadata.get(f"{self.architecture}.block_count")
+        return Shape(
+            architecture=self.architecture,
+            n_layers=self.n_layers,
+            n_blocks=blocks if isinstance(blocks, int) else self.n_layers,
+            n_embd=self.n_embd,
+            n_vocab=self.n_vocab,
+            metadata=metadata,
+        )
+
+    def whole_only(self, why: str) -> Self:
+        """The same model, not to be cut."""
+        return self.model_copy(update={"boundaries": (), "preferred": (), "whole_because": why})
 
     @property
     def vocabulary(self) -> Part:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edged.errors import BrokenModelError, UnsupportedModelError
-from edged.store.gguf_file import GgufFile, Pair, TensorInfo, Value, read_gguf
+from edged.store.gguf_file import MOST_ENTRIES, GgufFile, Pair, TensorInfo, Value, read_gguf
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MAX_SPLITS = 9_999
@@ -34,8 +34,9 @@ class ModelFiles:
     architecture: str
 
     def value(self, key: str) -> Value | None:
+        """The value, if there is one and it is not a list of more than MOST_ENTRIES."""
         pair = self.pairs.get(key)
-        return None if pair is None else pair.value()
+        return None if pair is None or pair.count > MOST_ENTRIES else pair.value()
 
     def hyperparameter(self, name: str, default: int | None = None, least: int = 0) -> int:
         """A count under the architecture's prefix; of a list, the largest. Raises BrokenModelError."""

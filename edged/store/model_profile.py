@@ -9,6 +9,8 @@ from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
 from edged.store.ggml_types import layouts
 from edged.store.manifest import Manifest, Part, TensorEntry
 
+_ENOUGH = 2  # a ring begins and ends at the head, so the least one has three windows
+
 
 def model_profile(manifest: Manifest) -> ModelProfile:
     """Bytes, types and operations of every layer of `manifest`, and of its output side."""
@@ -24,7 +26,7 @@ def model_profile(manifest: Manifest) -> ModelProfile:
         n_embd=manifest.n_embd,
         n_vocab=manifest.n_vocab,
         n_heads=_count(manifest, "attention.head_count"),
-        boundaries=manifest.boundaries,
+        boundaries=_boundaries(manifest),
         whole_because=manifest.whole_because,
         layer_bytes=tuple(layer.nbytes for layer in layers),
         layers=layers,
@@ -80,3 +82,8 @@ def _count(manifest: Manifest, key: str) -> int:
     value = next((entry.value for entry in manifest.metadata if entry.key == full), 1)
     values = value if isinstance(value, tuple) else (value,)
     return max((int(count) for count in values if isinstance(count, int)), default=1) or 1
+
+
+def _boundaries(manifest: Manifest) -> tuple[int, ...]:
+    """Where a plan cuts: where windows cost nothing but their layers, if a ring finds enough such places."""
+    return manifest.preferred if len(manifest.preferred) >= _ENOUGH else manifest.boundaries

@@ -18,7 +18,7 @@ import pytest
 
 from edged.backend import native
 from edged.backend.native import load_window
-from edged.backend.source import Segment, WindowSource
+from edged.backend.source import Segment, Tap, WindowSource
 from edged.backend.window import KvOp
 from edged.errors import WindowError
 from edged.planning.plan import ContextOptions
@@ -102,9 +102,17 @@ def test_an_embedding_cut_short_under_a_running_window(
     [
         ({"header": b"GGUF" + bytes(200)}, "cannot load layers 3 to 4: .+"),
         ({"header": b""}, "cannot load layers 3 to 4: .+"),
-        ({"capture": "l_out-7"}, "has no tensor l_out-7"),
-        ({"capture": ""}, "has no name"),
-        ({"capture": None}, "vocabulary has 32 tokens"),
+        ({"captures": (Tap(name="l_out-7", width=576),)}, "has no tensor l_out-7"),
+        ({"captures": (Tap(name="attn_norm-0", width=575),)}, "tensor attn_norm-0 has not the expected shape"),
+        ({"captures": (Tap(width=576),)}, "has no name"),
+        ({"captures": (Tap(name="l_out-1", offset=1, width=576),)}, "does not fit into the state"),
+        ({"captures": (Tap(name="l_out-1", offset=-1, width=5),)}, "does not fit into the state"),
+        ({"captures": ()}, "vocabulary has 32 tokens"),
+        ({"entries": ()}, "without inputs"),
+        ({"entries": (Tap(source="no.weight", width=576),)}, "has no tensor no.weight"),
+        ({"entries": (Tap(name="embd", into="l_out-0", width=576),)}, "has no tensor embd"),
+        ({"reads_tokens": True}, "only read tokens that states carry"),
+        ({"width": 0}, "cannot be"),
         ({"n_embd": 577}, "says 576 values per token, its source 577"),
         ({"last": 3}, "at least one layer"),
         ({"segments": ()}, "cannot load layers 3 to 4: .+"),
@@ -115,7 +123,7 @@ def test_an_embedding_cut_short_under_a_running_window(
 def test_a_source_that_makes_no_sense(
     source_of: SourceOf, context: ContextOptions, change: dict[str, Any], message: str
 ) -> None:
-    extra: dict[str, Any] = {"n_vocab": 49152} if change == {"capture": None} else {}
+    extra: dict[str, Any] = {"n_vocab": 49152} if change == {"captures": ()} else {}
     source = replace(source_of(3, 5), **extra, **change)
     with pytest.raises(WindowError, match=message):
         load_window(source, context, THREADS)

@@ -211,17 +211,22 @@ def test_an_owner_keeps_all_layers_even_when_one_is_damaged(household: Household
     }
 
 
-def test_the_head_tries_a_model_that_is_not_its_own(household: Household, alone: np.ndarray) -> None:
+def test_a_model_that_is_not_its_own_is_tried_by_a_device(household: Household, alone: np.ndarray) -> None:
     manifest = household.manifest
     plan = household.plan(1, ("head", 0, 2), ("a", 2, 5), ("head", 5, 6))
     household.run(plan)
-    assert household.tried == []  # imported here, so tried before
+    assert household.tried == [("a", manifest.id)]  # the head has imported it, and so tried it
+    household.run(household.plan(2, ("head", 0, 3), ("a", 3, 5), ("head", 5, 6)))
+    assert len(household.tried) == 1
+    household.run(household.plan(3, ("head", 0, 1), ("a", 1, 5), ("head", 5, 6)))
+    assert len(household.tried) == 2  # there is a layer that `a` had not
+    household.tried.clear()
     shutil.copytree(household.stores["head"].home / "store", household.stores["b"].home / "store2")
     household.stores["head"].remove(manifest.name)
     (household.stores["b"].home / "store").rename(household.stores["b"].home / "store1")
     (household.stores["b"].home / "store2").rename(household.stores["b"].home / "store")
-    household.run(plan.model_copy(update={"epoch": 2}))
-    household.run(plan.model_copy(update={"epoch": 3}))
+    household.run(plan.model_copy(update={"epoch": 4}))
+    household.run(plan.model_copy(update={"epoch": 5}))
     assert household.tried == [("head", manifest.id)]
     assert np.array_equal(household.logits(), alone)
 

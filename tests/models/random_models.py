@@ -45,7 +45,7 @@ def write_random_model(
         block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
         small = "conv1d" in name or name.endswith(("_a", "_inp.weight"))
         if small or len(dimensions) == 1 or dimensions[0] % block:
-            writer.add_tensor(name, _small(rng, name, dimensions))
+            writer.add_tensor(name, small_values(rng, name, dimensions))
         else:
             _add_matrix(writer, rng, tiles, name, dimensions, kind)
     writer.write_header_to_file()
@@ -78,23 +78,28 @@ def _write_metadata(
             writer.add_float32(key, value)
         else:
             writer.add_array(key, value)
-    tokens = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))][: shape.n_vocab]
-    tokens += [f"▁w{index}" for index in range(len(tokens), shape.n_vocab)]
-    kinds = [2, 3, 3, *[6] * 256][: shape.n_vocab]
-    kinds += [1] * (shape.n_vocab - len(kinds))
+    write_vocabulary(writer, shape.n_vocab)
+
+
+def write_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+    """Three special tokens, 256 bytes, and fillers; and a plain chat template."""
+    tokens = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))][:n_vocab]
+    tokens += [f"▁w{index}" for index in range(len(tokens), n_vocab)]
+    kinds = [2, 3, 3, *[6] * 256][:n_vocab]
+    kinds += [1] * (n_vocab - len(kinds))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
-    writer.add_token_scores([-float(index) for index in range(shape.n_vocab)])
+    writer.add_token_scores([-float(index) for index in range(n_vocab)])
     writer.add_token_types(kinds)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
 
 
-def _small(rng: np.random.Generator, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
+def small_values(rng: np.random.Generator, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
     """A vector or a small matrix in f32, with values that keep the model's state within bounds."""
     values = rng.standard_normal(dimensions[::-1], dtype=np.float32)
-    if name.endswith("ssm_a"):
+    if name.endswith("ssm_a"):  # how fast a state decays: below zero
         return -np.exp(values)
     if name.startswith("rope_"):
         return (1 + 0.5 * np.abs(values)).astype(np.float32)
@@ -116,7 +121,7 @@ def _add_matrix(
     block, block_bytes = gguf.GGML_QUANT_SIZES[raw_type]
     row_bytes = dimensions[0] // block * block_bytes
     if values <= 2**18:  # a small model: true random values, quantised as usual
-        exact = _small(rng, name, dimensions)
+        exact = small_values(rng, name, dimensions)
         data = exact if kind == "F32" else gguf.quants.quantize(exact, raw_type)
     else:  # a large one: the same few million values again and again
         tile = tiles.get(kind)

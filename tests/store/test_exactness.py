@@ -10,7 +10,7 @@ import pytest
 from edged.backend.native import NativeWindow, load_window
 from edged.backend.window import Batch
 from edged.planning.plan import ContextOptions
-from edged.store.architecture import RULES
+from edged.store.architectures.table import TIED_OUTPUT
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
 from edged.store.importer import import_model
@@ -67,11 +67,11 @@ def check(path: Path, home: Path, cuts: list[list[int]]) -> Manifest:
 pytestmark = pytest.mark.usefixtures("untried")
 
 
-@pytest.mark.parametrize("architecture", sorted(RULES))
+@pytest.mark.parametrize("architecture", sorted(FAMILIES))
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_every_row_is_exact(architecture: str, tied: bool, tmp_path: Path) -> None:
     if tied and not FAMILIES[architecture].may_tie:
-        assert not RULES[architecture].tied_output
+        assert architecture not in TIED_OUTPUT
         return
     path = write_random_model(tmp_path / "model.gguf", architecture, Shape(tied=tied))
     manifest = check(path, tmp_path, [[], [1], [4], [1, 3], [1, 2, 3, 4]])
@@ -99,10 +99,8 @@ def test_lists_per_layer_are_sliced(tmp_path: Path) -> None:
     check(path, tmp_path, [[], [2], [1, 4]])
 
 
-def test_a_recurrent_model_runs_whole_only(tmp_path: Path) -> None:
-    manifest = check(write_random_model(tmp_path / "model.gguf", "mamba"), tmp_path, [[]])
-    assert manifest.boundaries == ()
-    assert "mamba" in manifest.whole_because
+def test_a_recurrent_model(tmp_path: Path) -> None:
+    manifest = check(write_random_model(tmp_path / "model.gguf", "mamba"), tmp_path, [[], [2], [1, 2, 3]])
     assert manifest.recurrent
 
 

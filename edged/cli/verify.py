@@ -1,0 +1,104 @@
+"""`edged verify`: does a model give the same logits in windows as it gives whole?"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, get_args
+
+import click
+
+from edged.cli.options import current_settings, home_option, setting_option
+from edged.cli.terminal import clean
+from edged.errors import EdgedError
+from edged.planning.plan import FlashAttention, KvType
+
+EXACT, NOT_EXACT = 0, 1
+
+
+class _Counts(click.ParamType[Any]):
+    name = "N[,N]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            counts = tuple(int(word) for word in str(value).split(","))
+        except ValueError:
+            counts = ()
+        if not counts or min(counts) < 1:
+            self.fail(f"{value!r} will not do; expected numbers of windows, as in 2,3", param, ctx)
+        return counts
+
+
+@click.command("verify", short_help="Compare a model in windows with the whole of it.")
+@click.argument("model")
+@click.option(
+    "--windows", type=_Counts(), help="Into how many windows to cut.  [default: 2, 3, as many as possible]"
+)
+@click.option("--tokens", type=int, default=48, show_default=True, help="Tokens to compute.")
+@click.option("--kv-type", type=click.Choice(get_args(KvType)), default="f16", help="Type of the KV cache.")
+@click.option(
+    "--flash-attention", type=click.Choice(get_args(FlashAttention)), default="auto", help="As it says."
+)
+@click.option("--json", "as_json", is_flag=True, help="As a JSON object, for programs.")
+@setting_option("threads")
+@home_option
+def command(
+    model: str,
+    windows: tuple[int, ...] | None,
+    tokens: int,
+    kv_type: KvType,
+    flash_attention: FlashAttention,
+    as_json: bool,
+    threads: int | None,
+) -> int:
+    """Compute some tokens with MODEL, whole and in windows, and compare the logits bit for bit.
+
+    MODEL is a GGUF file, or the name of a model in the store. No daemon is needed, and nothing is imported.
+
+    Exit code 0: all that was compared is exact; with a model that runs whole only, that whole is compared.
+    Exit code 1: something differs, or nothing could be compared.
+    """
+    from edged.cli.progress import progress_view
+    from edged.rpc.messages import Progress
+    from edged.verify.check import Wishes, verify
+
+    settings = current_settings(threads=threads)
+    wishes = Wishes(settings.threads, windows or (), tokens, kv_type, flash_attention)
+    try:
+        with _signals_unwind(), progress_view() as view:
+            report = verify(
+                model,
+                settings.home,
+                wishes,
+                lambda stage, done, total: view.show(Progress(stage=stage, done=done, total=total)),
+            )
+    except EdgedError as error:
+        if as_json:
+            failure = {"exact": False, "model": model, "cuts": [], "reason": error.message}
+            click.echo(json.dumps(failure, indent=2))
+        raise
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        for line in report.lines():
+            click.echo(clean(line))
+    return EXACT if report.exact else NOT_EXACT
+
+
+@contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """SIGTERM and SIGHUP leave as an exception, so that the child and its files go on the way out."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
