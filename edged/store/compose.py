@@ -151,7 +151,9 @@ def _entry_taps(window: _Window) -> tuple[Tap, ...]:
     taps = []
     for lane, offset in _offsets(window):
         if offset == 0 and window.layout.before:
-            where = lane.read.format(last=len(window.layout.before) - 1)
+            where = _leaves(lane, len(window.layout.before) - 1)
+        elif lane.only_with and lane.only_with not in _names_outside(window.manifest):
+            where = Lane().write
         else:
             where = lane.write
         taps.append(_tap(where, lane.into, offset, lane.width * n_embd))
@@ -160,11 +162,31 @@ def _entry_taps(window: _Window) -> tuple[Tap, ...]:
 
 def _capture_taps(window: _Window) -> tuple[Tap, ...]:
     last = len(window.layout.before) + len(window.layout.own) - 1
+    at_end = not window.layout.after
     return tuple(
-        _tap(lane.read.format(last=last), "", offset, lane.width * window.manifest.n_embd)
+        _tap(
+            (at_end and lane.read_at_end) or _leaves(lane, last),
+            "",
+            offset,
+            lane.width * window.manifest.n_embd,
+        )
         for lane, offset in _offsets(window)
         if window.begins or not lane.first_only
     )
+
+
+def _leaves(lane: Lane, layer: int) -> str:
+    """The tensor that a lane has after the layer of that number among those loaded."""
+    return lane.read.format(last=layer, next=layer + 1)
+
+
+def _names_outside(manifest: Manifest) -> set[str]:
+    return {
+        tensor.name
+        for part in manifest.parts
+        if not part.name.startswith("layer.")
+        for tensor in part.tensors
+    }
 
 
 def _offsets(window: _Window) -> list[tuple[Lane, int]]:

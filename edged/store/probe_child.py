@@ -34,12 +34,14 @@ _SAMPLES = (
     "  two   spaces\t\ttabs \r\n\n  x = 'y'  ",
     "".join(map(chr, range(0x180))) + "e\u0301 \ufeff\u2028\ue000😀👩‍👧 \U0010ffff",
 )
+_WITHOUT_WEIGHTS = 4 * 2**30  # bytes; a vocabulary and its tree, a graph, and what the GPU's driver takes
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR, which the Python package does not name
 
 
 def _main() -> None:
-    limit_harm(4 * 2**30)
     request = json.loads(sys.stdin.buffer.readline())
+    holds_weights = request["do"] in ("windows", "compare")
+    limit_harm(_WITHOUT_WEIGHTS + (memory_budget(cap=None, held=0) if holds_weights else 0))
     print(json.dumps(answer(request, sys.stdin.buffer.read())), flush=True)
 
 

@@ -74,6 +74,12 @@ def ngram_layers(shape: Shape, layers: Layers) -> Written:
     return {"ple.layers": inside or None} if listed else {}
 
 
+def shared_keys(shape: Shape, layers: Layers) -> Written:
+    """Gemma 4: the last layers use keys and values of earlier ones."""
+    shared = shape.integer("attention.shared_kv_layers")
+    return {"attention.shared_kv_layers": shared if layers[-1] + 1 == shape.n_layers else 0}
+
+
 # Factors
 
 
@@ -177,6 +183,12 @@ def finds_its_selection(shape: Shape, first: int) -> bool:
     types = shape.listed("attention.indexer.types")
     everything = shape.integer("attention.indexer.top_k") >= shape.integer("context_length", 2**31)
     return everything or types is None or bool(types[first])
+
+
+def before_shared_keys(shape: Shape, first: int) -> bool:
+    """Whoever shares keys needs the last two layers that have some, one of each kind."""
+    shared = shape.integer("attention.shared_kv_layers")
+    return not shared or first <= shape.n_layers - shared - 2
 
 
 # Why a model is not cut

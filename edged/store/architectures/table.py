@@ -27,10 +27,12 @@ class Pattern:
 class Lane:
     """One part of the state that windows hand on.
 
-    read:  the tensor where it leaves a window; {last} is the number of the window's last layer.
+    read:  the tensor where it leaves a window; {last} is the number of the window's last layer, {next} one more.
     write: the tensor at which it enters the next, and is written over. "<name" is the first tensor that is
            computed from the weight of that name.
     into:  what is written over instead.
+    only_with: a tensor outside the layers; in a model without it the state is written at "embd".
+    read_at_end: the tensor where it leaves a window whose last layer is the last that is loaded.
     width: in units of the model's n_embd.
     first_only: it comes from the first window, the others hand it on.
     """
@@ -38,6 +40,8 @@ class Lane:
     read: str = "l_out-{last}"
     write: str = "embd"
     into: str = ""
+    only_with: str = ""
+    read_at_end: str = ""
     width: int = 1
     first_only: bool = False
 
@@ -126,6 +130,9 @@ RULES: dict[str, Rule] = {
     "gemma-embedding": Rule(refusal=derived.because("it makes embeddings, not text")),
     "gemma4": Rule(
         state("inp_scaled"),
+        kinds=derived.not_sliding,
+        begins=derived.before_shared_keys,
+        written=derived.shared_keys,
         refusal=derived.unless_zero("embedding_length_per_layer_input", "every layer has its own embedding"),
     ),
     "glm5-next": Rule(
@@ -168,7 +175,7 @@ RULES: dict[str, Rule] = {
     "minicpm": Rule(written=derived.scaled_residual),
     "minicpm3": Rule(state("inp_scaled"), factors=derived.by_root_of_depth),
     "minimax-01": Rule(hybrid=True, interval=8, counts=(1,), factors=derived.by_slope),
-    "mpt": Rule(state("inpL")),
+    "mpt": Rule((Lane(write="inpL", only_with="position_embd.weight"),)),
     "muse-glimmer": Rule(state("embd_norm"), pattern=Pattern(4)),
     "nanbeige": Rule(refusal=derived.looped),
     "nemotron_h": Rule(state(read="nemotron_h_block_out-{last}"), hybrid=True, mlp_layers=True),
@@ -201,7 +208,7 @@ RULES: dict[str, Rule] = {
     ),
     "smollm3": Rule(periods=(4,)),
     "starcoder": Rule(state("inpL")),
-    "step35": Rule(state(read="h_nextn")),
+    "step35": Rule((Lane("attn_norm_in-{next}", "attn_norm_in-0", read_at_end="h_nextn"),)),
     "talkie": Rule((Lane(write="inp_norm"), Lane("inp_norm", "ffn_out-0", "inp_norm", first_only=True))),
 }
 
@@ -223,11 +230,11 @@ TIED_OUTPUT = _names(
 # Compared with the whole model like those in RULES, and exact with nothing but renumbering.
 PLAIN = _names(
     """
-    arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek deepseek32 dots1
+    apertus arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek deepseek32 dots1
     ernie4_5 exaone falcon falcon-h1 glm-dsa glm4 glm4moe gptneox grok grovemoe hunyuan-dense hunyuan-moe
     hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder mamba mamba2 maple mimo2 minimax-m2 minimax-m3
-    mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo
-    pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact seed_oss spark2_5 stablelm starcoder2 xverse
+    mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plm
+    pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact rwkv6qwen2 seed_oss spark2_5 stablelm starcoder2 xverse
     """
 )
 
