@@ -22,6 +22,7 @@ VERBS = {
     "start": "start",
     "stop": "stop",
     "status": "status",
+    "plan": "plan",
     "token": "token",
     "profile": "profile",
     "models": "models",

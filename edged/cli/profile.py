@@ -10,6 +10,7 @@ import click
 from edged.cli.options import current_settings, home_option, setting_option
 from edged.cli.progress import progress_view, size_text
 from edged.cli.terminal import clean
+from edged.errors import EdgedError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +52,7 @@ def _profile(settings: Settings, fresh: bool) -> DeviceProfile:
         with progress_view() as view:
             known = measure(settings.threads, settings.memory, settings.home, view.show, afresh=fresh)
     own = identity.load(settings.home)
-    return profile(
+    device = profile(
         device=settings.name if own is None else own.device,
         name=settings.name,
         home=settings.home,
@@ -60,6 +61,20 @@ def _profile(settings: Settings, fresh: bool) -> DeviceProfile:
         cap=settings.memory,
         held=0,
     )
+    budget = None if settings.memory is not None else _daemons_budget(settings)
+    return device if budget is None else device.model_copy(update={"memory_budget": budget})
+
+
+def _daemons_budget(settings: Settings) -> int | None:
+    """What a daemon that runs here may hold: it counts what it holds already. None where none runs."""
+    from edged.frontdoor.client import open_front_door
+
+    try:
+        with open_front_door(settings.socket_path) as client:
+            status = client.status()
+    except EdgedError:
+        return None
+    return next((one.memory_budget for one in status.members if one.device == status.device), None) or None
 
 
 def print_profile(device: DeviceProfile) -> None:

@@ -1,0 +1,196 @@
+"""`edged plan`: who would run which layers, what to expect of it, and what would help."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from edged.cli.options import current_settings, home_option, setting_option
+
+if TYPE_CHECKING:
+    from edged.planning.cost import RingCost
+    from edged.planning.model_profile import ModelProfile
+    from edged.planning.plan import Objective
+    from edged.planning.profile import ClusterProfile
+    from edged.planning.solve import SolverName, Wishes
+    from edged.settings import Settings
+
+DEFAULT_CTX = 4096  # positions, where the user does not say
+SOLVERS = ("overlap", "halda", "even", "memory", "compute", "single")
+
+
+@click.command("plan", short_help="Say who would run which layers, and how fast.")
+@click.option("--cluster", metavar="FILE|NAME", help="Devices and links (default: the running cluster).")
+@click.option("--model", "model_name", metavar="FILE|NAME", help="A model of the store, or a profile.")
+@click.option("--solver", type=click.Choice(SOLVERS), default="overlap", show_default=True)
+@click.option(
+    "--objective",
+    type=click.Choice(("latency", "throughput")),
+    default="latency",
+    show_default=True,
+    help="One stream as fast as can be, or many together.",
+)
+@click.option("--head", metavar="DEVICE", help="Which device is the head; `any` chooses the best.")
+@click.option("--prompt", type=click.IntRange(1, 10**6), metavar="N", help="Tokens of the prompt (128).")
+@click.option(
+    "--depth", type=click.IntRange(0, 10**7), metavar="N", help="Tokens before those counted (256)."
+)
+@setting_option("ctx")
+@setting_option("parallel")
+@setting_option("kv_type")
+@setting_option("wire_type")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.svg",
+    help="Draw the ring as a time line.",
+)
+@home_option
+def command(
+    cluster: str | None,
+    model_name: str | None,
+    solver: str,
+    objective: str,
+    head: str | None,
+    prompt: int | None,
+    depth: int | None,
+    as_json: bool,
+    plot: Path | None,
+    **flags: Any,
+) -> None:
+    """Plan a model on a cluster, on the running one or on one described in a file.
+
+    Nothing is changed by it. Clusters, devices and models that come with edged go by their names, such as
+    --cluster mixed-home --model qwen3-30b-a3b.
+    """
+    from edged.cli.plan_text import as_document, print_plan
+    from edged.planning.solve import plan_of, solve
+    from edged.planning.upgrades import upgrades
+
+    settings = current_settings(**flags)
+    devices = _cluster(cluster)
+    model = _model(settings, model_name)
+    if head not in (None, "any"):
+        devices = devices.with_head(_head(devices, str(head)))
+    wishes = _wishes(settings, model, solver, objective, head == "any", prompt, depth)
+    ring = solve(devices, model, wishes)
+    plan = plan_of(ring, wishes)
+    help_most = upgrades(ring, devices, model, wishes)
+    if plot is not None:
+        _draw(plot, ring)
+    if as_json:
+        click.echo(json.dumps(as_document(plan, devices, help_most), indent=2))
+    else:
+        print_plan(sys.stdout, plan, devices, model, help_most)
+
+
+def _cluster(wanted: str | None) -> ClusterProfile:
+    from edged.errors import SettingsError
+    from edged.planning.profile_files import find, names, read_cluster
+
+    if wanted is None:
+        return _running_cluster()
+    path = find("clusters", wanted)
+    if path is None:
+        raise SettingsError(
+            f"there is no cluster {wanted}; name a .toml file or: {', '.join(names('clusters'))}"
+        )
+    return read_cluster(path)
+
+
+def _running_cluster() -> ClusterProfile:
+    from edged.errors import SettingsError
+    from edged.planning.profile_files import names
+
+    raise SettingsError(f"name a cluster with --cluster: a .toml file or: {', '.join(names('clusters'))}")
+
+
+def _model(settings: Settings, wanted: str | None) -> ModelProfile:
+    """A profile by file or name; else a model of this device's store."""
+    from edged.errors import SettingsError, UnknownModelError
+    from edged.planning.profile_files import find, names, read_model
+
+    wanted = wanted or settings.model
+    if wanted is None:
+        raise SettingsError(
+            "name a model with --model: one of `edged models`, a .toml file or a known profile"
+        )
+    path = find("models", wanted)
+    if path is not None:
+        return read_model(path)
+    from edged.store.catalogue import Catalogue
+    from edged.store.model_profile import model_profile
+
+    try:
+        return model_profile(Catalogue(settings.home).find(wanted))
+    except UnknownModelError as error:
+        known = ", ".join(names("models"))
+        raise UnknownModelError(f"{error.message}; profiles that come with edged: {known}") from None
+
+
+def _head(cluster: ClusterProfile, wanted: str) -> str:
+    from edged.errors import SettingsError
+
+    for device in cluster.devices:
+        if wanted in (device.device, device.name):
+            return device.device
+    known = ", ".join(device.name for device in cluster.devices)
+    raise SettingsError(f"the cluster has no device {wanted}; it has {known}")
+
+
+def _wishes(
+    settings: Settings,
+    model: ModelProfile,
+    solver: str,
+    objective: str,
+    any_head: bool,
+    prompt: int | None,
+    depth: int | None,
+) -> Wishes:
+    from edged.errors import SettingsError
+    from edged.planning.context import CHUNK_ALONE
+    from edged.planning.device_costs import Workload
+    from edged.planning.plan import ContextOptions
+    from edged.planning.solve import Wishes
+
+    n_ctx = min(settings.ctx or DEFAULT_CTX, model.n_ctx_train)
+    typical = Workload()
+    workload = Workload(
+        prompt=min(typical.prompt, n_ctx) if prompt is None else prompt,
+        depth=min(typical.depth, n_ctx) if depth is None else depth,
+    )
+    for name, tokens in (("--prompt", workload.prompt), ("--depth", workload.depth)):
+        if tokens > n_ctx:
+            raise SettingsError(f"{name} {tokens} is more than the context of {n_ctx} tokens (--ctx)")
+    context = ContextOptions(
+        n_ctx=n_ctx,
+        n_seq_max=settings.parallel,
+        n_ubatch=CHUNK_ALONE,
+        kv_type=settings.kv_type,
+        wire_type=settings.wire_type,
+        flash_attention=settings.flash_attention,
+    )
+    return Wishes(
+        context=context,
+        solver=cast("SolverName", solver),
+        objective=cast("Objective", objective),
+        workload=workload,
+        any_head=any_head,
+    )
+
+
+def _draw(path: Path, ring: RingCost) -> None:
+    from edged.cli.plan_plot import time_line
+    from edged.errors import SettingsError
+
+    if path.suffix.lower() != ".svg":
+        raise SettingsError(f"--plot draws SVG: name a file that ends in .svg, not {path.name}")
+    try:
+        path.write_text(time_line(ring), encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error.strerror or error}") from None
