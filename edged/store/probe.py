@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -110,22 +111,23 @@ def run_child(
     request: Asked, body: bytes, seconds: float, wanted: Callable[[], None] | None = None
 ) -> tuple[int, bytes, bytes]:
     """Exit status (minus the signal that ended it), standard output and error. Raises TimeoutExpired."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "edged.store.probe_child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # a debugger started by a dying child helps nobody
-    )
-    given: bytes | None = json.dumps(request).encode() + b"\n" + body
+    with tempfile.TemporaryFile() as asked:  # no pipe: a child that is slow to read would hold up its parent
+        asked.write(json.dumps(request).encode() + b"\n" + body)
+        asked.seek(0)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "edged.store.probe_child"],
+            stdin=asked,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # a debugger started by a dying child helps nobody
+        )
     end = time.monotonic() + seconds
     with child:
         try:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    out, err = child.communicate(given, timeout=_LOOK_S)
+                    out, err = child.communicate(timeout=_LOOK_S)
                     return child.returncode, out, err
-                given = None  # communicate remembers what is still to be written
                 if wanted is not None:
                     wanted()
                 if time.monotonic() > end:
