@@ -17,7 +17,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Literal, Protocol
 
-from edged.cluster.assignment import Assignment, Endpoint
+from edged.cluster.assignment import Assignment, Endpoint, with_names
 from edged.cluster.member_client import MemberClient
 from edged.cluster.shunned import FAILED_S, Shunned
 from edged.cluster.switch import RingMember, switch
@@ -166,7 +166,7 @@ class Coordinator:
             runs = self._state.state in ("loading", "ready")
             if self._closing or self._broken or not runs or epoch != self._state.epoch:
                 return
-            why = self._with_names(why)
+            why = with_names(why, self._names)
             log.warning("the ring broke: %s", why)
             self._say(f"the ring broke: {why}")
             self._broken = True
@@ -416,7 +416,7 @@ class Coordinator:
         """Before the next try. Raises the head's own failure: without the head there is no ring."""
         for device, error in failed.items():
             name = peers[device].name if device in peers else "this device"
-            line = f"{name} could not take part: {self._with_names(error.message)}"
+            line = f"{name} could not take part: {with_names(error.message, self._names)}"
             log.warning("%s", line)
             self._say(line)
         lost = any(isinstance(error, RingBrokenError | PeerLostError) for error in failed.values())
@@ -454,12 +454,6 @@ class Coordinator:
             with self._turn:
                 self._clients.discard(client)
             client.close()
-
-    def _with_names(self, text: str) -> str:
-        """Below the coordinator a device is its id; people know it by its name."""
-        for device, name in self._names.items():
-            text = text.replace(device, name)
-        return text
 
     def _tell(self, step: Progress) -> None:
         with self._turn:

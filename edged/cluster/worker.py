@@ -10,7 +10,7 @@ from typing import Protocol
 
 from edged.backend.source import WindowSource
 from edged.backend.window import KvOp, Window
-from edged.cluster.assignment import Assignment
+from edged.cluster.assignment import Assignment, with_names
 from edged.cluster.stepwise import Report, stepwise
 from edged.errors import DamagedPartError, EdgedError, RingError
 from edged.planning.plan import ContextOptions, Hop, Plan
@@ -200,7 +200,7 @@ class Worker:
                 report(Progress(stage="loading layers", device=self._name, done=number, total=len(keys)))
                 self._load(manifest, key, plan.epoch)
             windows = {hop: self._windows[key] for hop, key in keys.items()}
-            self._stage = self._join(plan, windows)
+            self._stage = self._join(assignment, windows)
             report(Progress(stage="ready", device=self._name, done=len(keys), total=len(keys), finished=True))
 
     def _hops(self, plan: Plan) -> list[Hop]:
@@ -263,10 +263,12 @@ class Worker:
             source, key.context, key.gpu_layers, lambda _: self._give_up_if_overtaken(epoch)
         )
 
-    def _join(self, plan: Plan, windows: dict[int, Window]) -> Stage | Ring:
+    def _join(self, assignment: Assignment, windows: dict[int, Window]) -> Stage | Ring:
+        plan = assignment.plan
+
         def broken(error: EdgedError) -> None:
             if plan.head != self._device:
-                self._say(f"the ring broke: {error.message}")
+                self._say(f"the ring broke: {with_names(error.message, assignment.names)}")
             self._on_broken(plan.epoch, error)
 
         if plan.head == self._device:

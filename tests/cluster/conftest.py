@@ -7,6 +7,7 @@ import pytest
 
 from edged.cluster import authority
 from edged.cluster.identity import Identity, adopt, found_cluster, request_certificate
+from tests.cluster.clock import Clock
 from tests.threads import no_thread_left
 
 
@@ -14,6 +15,11 @@ from tests.threads import no_thread_left
 def threads_end() -> Iterator[None]:
     with no_thread_left():
         yield
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
