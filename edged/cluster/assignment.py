@@ -48,3 +48,4 @@ class EpochAnswer(Document):
     """Answers Activate, Release and Ping with the epoch the device now serves (0: none)."""
 
     epoch: int
+    computing: bool = False  # at this moment

@@ -113,6 +113,12 @@ class Worker:
         return self._latest
 
     @property
+    def is_computing(self) -> bool:
+        """Whether a window of the ring runs at this moment."""
+        stage = self._stage
+        return isinstance(stage, Stage) and stage.is_computing
+
+    @property
     def memory_held(self) -> int:
         """Bytes of all windows loaded here."""
         return sum(window.memory.total for window in list(self._windows.values()))
