@@ -38,7 +38,7 @@ from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
 from edged.device.local_device import measure, profile, remembered
 from edged.device.speed_record import Measured
-from edged.errors import EdgedError, PlanError
+from edged.errors import EdgedError, PlanError, StalledError
 from edged.frontdoor.service import FrontDoorService
 from edged.node.belonging import coordinator_address, leads, settle
 from edged.node.follow import Follow
@@ -149,7 +149,9 @@ class Daemon:
         head = Head(self._vocabulary, lambda: worker.ring)
         worker = self._worker(
             lambda result: head.deliver(result.batch_id, result.logits, result.failure),
-            lambda epoch, error: coordinator.ring_broke(epoch, error.message, getattr(error, "device", "")),
+            lambda epoch, error: coordinator.ring_broke(
+                epoch, error.message, getattr(error, "device", ""), isinstance(error, StalledError)
+            ),
         )
         membership = Membership(lambda event: inside.member_event(event))  # noqa: PLW0108 - made below
         roster = MembershipRoster(membership)

@@ -24,6 +24,7 @@ EdgedError
 ├── RingError
 │   ├── FrameError           a frame that cannot be read
 │   ├── RingBrokenError      a link of the ring went away
+│   ├── StalledError         a device answers, and its part of the work does not get on
 │   └── MisconductError      a device of the ring sent what no device of a ring sends
 ├── WindowError              the native window refused or failed
 └── RequestError
@@ -138,6 +139,10 @@ class FrameError(RingError):
 
 class RingBrokenError(RingError):
     code = "ring_broken"
+
+
+class StalledError(RingError):
+    code = "stalled"
 
 
 class MisconductError(RingError):

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "edged"
 LONGEST = 500  # lines
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "documents", "private_file", ""),
+    ("errors", "documents", "private_file", "watchdog", ""),
     ("planning", "backend", "settings"),
     ("rpc",),
     ("ring", "store", "device"),

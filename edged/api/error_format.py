@@ -59,6 +59,7 @@ KINDS: Mapping[str, Kind] = {
     "misconduct": _NOT_NOW,
     "bad_frame": _BROKEN,
     "ring_broken": _NOT_NOW,
+    "stalled": _NOT_NOW,
     "window_error": _BROKEN,
     "request_error": _REFUSED,
     "context_length_exceeded": _REFUSED,

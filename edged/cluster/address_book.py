@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from edged.errors import EdgedError, PeerLostError, SettingsError
 from edged.private_file import write_private
+from edged.rpc.channel import shown
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Address(NamedTuple):
         return cls(bare, int(port))
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return shown(self.host, self.port)
 
 
 class AddressBook:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from edged.documents import Document
@@ -25,6 +27,18 @@ class Assignment(Document):
     endpoints: tuple[Endpoint, ...]
     sources: tuple[str, ...]  # devices to ask for missing parts, the likeliest first
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What people call the devices, by id."""
+        return {endpoint.device: endpoint.name for endpoint in self.endpoints}
+
+
+def with_names(text: str, names: Mapping[str, str]) -> str:
+    """`text` for people: below this package a device is its id."""
+    for device, name in names.items():
+        text = text.replace(device, name)
+    return text
+
 
 class EpochNotice(Document):
     epoch: int = Field(ge=0)
@@ -34,3 +48,4 @@ class EpochAnswer(Document):
     """Answers Activate, Release and Ping with the epoch the device now serves (0: none)."""
 
     epoch: int
+    computing: bool = False  # at this moment

@@ -11,17 +11,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Literal, Protocol
 
-from edged.cluster.assignment import Assignment, Endpoint
+from edged.cluster.assignment import Assignment, Endpoint, with_names
 from edged.cluster.member_client import MemberClient
 from edged.cluster.ring_planner import Company, RingPlanner
-from edged.cluster.shunned import FAILED_S, Shunned
+from edged.cluster.roll_call import Peer, RollCall
+from edged.cluster.shunned import FAILED_S, STALLED_S, Shunned
 from edged.cluster.switch import RingMember, switch
-from edged.errors import EdgedError, OverloadedError, PeerLostError, PlanError, RingBrokenError
+from edged.errors import (
+    EdgedError,
+    OverloadedError,
+    PeerLostError,
+    PlanError,
+    RingBrokenError,
+    StalledError,
+)
 from edged.planning.plan import LeftOut, Plan
 from edged.planning.profile import DeviceProfile
 from edged.rpc.messages import Progress
@@ -34,17 +42,6 @@ RETRY_S = 5.0  # after a plan could not be made or carried out
 LOOK_S = 30.0  # between looks at a ring that runs: memory and links change without anybody saying so
 
 State = Literal["idle", "planning", "loading", "ready", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another device of the cluster as membership knows it."""
-
-    device: str
-    name: str
-    host: str
-    port: int
-    profile: DeviceProfile
 
 
 class Roster(Protocol):
@@ -95,7 +92,6 @@ class Coordinator:
         self._port = port
         self._roster = roster
         self._local = local
-        self._dial = dial
         self._head = head
         self._planner = planner
         self._last_epoch = last_epoch
@@ -105,8 +101,9 @@ class Coordinator:
         self._state = RingState()
         self._due: float | None = None  # monotonic time of the next turn
         self._broken = False
+        self._stalled = False  # no link broke, and nothing came round
         self._closing = False
-        self._clients: set[MemberClient] = set()  # those in use
+        self._calls = RollCall(dial)
         self._shunned = Shunned()
         self._ran: Manifest | None = None  # the model of the last ring that ran
         self._problems: dict[str, str] = {}  # by model: why it could not be loaded
@@ -132,9 +129,7 @@ class Coordinator:
             self._turn.notify_all()
             for watcher in self._watchers:
                 watcher.put(None)
-            clients, self._clients = self._clients, set()
-        for client in clients:
-            client.close()
+        self._calls.call_off()
 
     def close(self) -> None:
         """Ends the thread; the ring goes down with the devices' own close."""
@@ -155,8 +150,8 @@ class Coordinator:
         self._shunned.pardon(device)
         self._wake(SETTLE_S)
 
-    def ring_broke(self, epoch: int, why: str, offender: str = "") -> None:
-        """A link of the ring went away, because `offender` broke the rules if one is named.
+    def ring_broke(self, epoch: int, why: str, offender: str = "", stalled: bool = False) -> None:
+        """A link of the ring went away (`offender` broke the rules, if one is named), or nothing came round.
 
         Ignored if it is not the ring that runs.
         """
@@ -164,10 +159,11 @@ class Coordinator:
             runs = self._state.state in ("loading", "ready")
             if self._closing or self._broken or not runs or epoch != self._state.epoch:
                 return
-            why = self._with_names(why)
+            why = with_names(why, self._names)
             log.warning("the ring broke: %s", why)
             self._say(f"the ring broke: {why}")
             self._broken = True
+            self._stalled = stalled
             if offender:
                 self._shunned.accuse(offender, why)
             if self._state.state == "ready":
@@ -296,7 +292,10 @@ class Coordinator:
         if self._broken:
             self._head.detach()
             if self._state.plan is not None:
+                if self._stalled:
+                    self._shun_the_stuck(self._state.plan)
                 self._shun_the_silent(self._state.plan)
+            self._stalled = False
         peers = self._present()
         if not self._runs_well(manifest, peers):
             self._carry_out(self._plan(manifest, peers), manifest, peers)
@@ -324,15 +323,26 @@ class Coordinator:
 
     def _shun_the_silent(self, plan: Plan) -> bool:
         """After a break: whoever does not answer at once is left out until it reports again. Whether any."""
-        found = False
-        for device, peer in self._present().items():
-            if device in plan.devices:
-                with self._client(peer) as client:
-                    alive = client.is_alive()
-                if not alive:
-                    self._shunned.leave_out(device, f"{peer.name} does not answer")
-                    found = True
-        return found
+        silent = self._calls.silent(self._others_in(plan))
+        for peer in silent:
+            self._shunned.leave_out(peer.device, f"{peer.name} does not answer")
+        return bool(silent)
+
+    def _shun_the_stuck(self, plan: Plan) -> None:
+        """After the ring stood still: whoever still computes has done so all the time.
+
+        Where nobody does, one of them loses frames, and it takes several times to leave all of them out.
+        """
+        others = self._others_in(plan)
+        stuck = self._calls.computing(others)
+        for peer in stuck:
+            self._shunned.leave_out(peer.device, f"{peer.name} does not get on with its layers", STALLED_S)
+        if not stuck:
+            for peer in others:
+                self._shunned.accuse(peer.device, "the ring stood still with it again and again")
+
+    def _others_in(self, plan: Plan) -> list[Peer]:
+        return [peer for device, peer in self._present().items() if device in plan.devices]
 
     def _plan(self, manifest: Manifest, peers: dict[str, Peer]) -> Plan:
         epoch = max(self._last_epoch(), self._state.epoch) + 1
@@ -347,10 +357,10 @@ class Coordinator:
         self._names |= {peer.device: peer.name for peer in peers.values()}
         self._head.detach()
         self._broken = False
-        with ExitStack() as calls:
+        with ExitStack() as clients:
             others = [device for device in plan.devices if device in peers]
             members: dict[str, RingMember] = {
-                device: calls.enter_context(self._client(peers[device])) for device in others
+                device: clients.enter_context(self._calls.client(peers[device])) for device in others
             }
             members[plan.head] = self._local
             self._holders.update(members)
@@ -395,7 +405,7 @@ class Coordinator:
         """Before the next try. Raises the head's own failure: without the head there is no ring."""
         for device, error in failed.items():
             name = peers[device].name if device in peers else "this device"
-            line = f"{name} could not take part: {self._with_names(error.message)}"
+            line = f"{name} could not take part: {with_names(error.message, self._names)}"
             log.warning("%s", line)
             self._say(line)
         lost = any(isinstance(error, RingBrokenError | PeerLostError) for error in failed.values())
@@ -404,7 +414,8 @@ class Coordinator:
         if plan.head in failed:
             raise failed[plan.head]
         for device, error in failed.items():
-            self._shunned.leave_out(device, error.message)
+            stalled = isinstance(error, StalledError)
+            self._shunned.leave_out(device, error.message, STALLED_S if stalled else FAILED_S)
 
     def _release_others(self, plan: Plan) -> None:
         """Devices that are not in this ring free their windows of earlier epochs, of failed tries too."""
@@ -413,32 +424,11 @@ class Coordinator:
             if device not in there:
                 continue  # if it comes back with its windows, it is told then
             try:
-                with self._client(there[device]) as client:
+                with self._calls.client(there[device]) as client:
                     client.release(plan.epoch - 1)
                 self._holders.discard(device)
             except EdgedError as error:
                 log.info("%s was not told to free its layers: %s", device, error.message)
-
-    @contextmanager
-    def _client(self, peer: Peer) -> Iterator[MemberClient]:
-        """To ask `peer` with, until `call_off`. Raises EdgedError after that."""
-        client = self._dial(peer)
-        try:
-            with self._turn:
-                if self._closing:
-                    raise EdgedError("the daemon is stopping")
-                self._clients.add(client)
-            yield client
-        finally:
-            with self._turn:
-                self._clients.discard(client)
-            client.close()
-
-    def _with_names(self, text: str) -> str:
-        """Below the coordinator a device is its id; people know it by its name."""
-        for device, name in self._names.items():
-            text = text.replace(device, name)
-        return text
 
     def _tell(self, step: Progress) -> None:
         with self._turn:

@@ -55,20 +55,14 @@ class DiscoveredPeer:
 class Discovery:
     """Announces this device (if told to) and browses for others, from construction until `close`.
 
-    `found` is called for every other device, and again when its addresses or port change; `lost` when it said
-    goodbye or its announcement ran out. Both are called on threads of this object. Where the network does not
+    `found` is called for every other device, and again when its addresses or port change or it comes back, on
+    threads of this object. Where the network does not
     allow mDNS it is logged once and tried again later: a daemon works without it, by --peer.
     """
 
-    def __init__(
-        self,
-        announcement: Announcement | None,
-        found: Callable[[DiscoveredPeer], None],
-        lost: Callable[[str], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, announcement: Announcement | None, found: Callable[[DiscoveredPeer], None]) -> None:
         self._announcement = announcement
         self._found = found
-        self._lost = lost
         self._closing = threading.Event()
         self._told: dict[str, DiscoveredPeer] = {}
         self._on: Interfaces | None = None
@@ -142,8 +136,7 @@ class Discovery:
             if self._announcement is not None and device == self._announcement.device:
                 return
             if state_change is ServiceStateChange.Removed:
-                if self._told.pop(device, None) is not None:
-                    self._lost(device)
+                self._told.pop(device, None)
                 return
             info = zeroconf.get_service_info(service_type, name, RESOLVE_MS)
             peer = _peer(device, info, self._on) if info is not None else None

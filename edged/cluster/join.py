@@ -20,6 +20,7 @@ from edged.cluster.identity import Identity
 from edged.cluster.token import Token, parse
 from edged.documents import Document
 from edged.errors import JoinRefusedError, PeerLostError
+from edged.rpc.channel import shown
 from edged.rpc.status import MAX_VERSION
 
 PORT_OFFSET = 1  # joining is served on the port after the daemon's own
@@ -154,7 +155,7 @@ def _explain(error: Exception, url: httpx.URL) -> NoReturn:
 
 
 def _place(url: httpx.URL) -> str:
-    return f"{url.host}:{url.port}"
+    return shown(url.host, url.port or 0)
 
 
 def _one_line(text: str) -> str:

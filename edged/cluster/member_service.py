@@ -67,7 +67,9 @@ class MemberService(edged_pb2_grpc.MemberServicer):
             raise UntrustedPeerError("only the coordinator of the cluster may ask this")
 
     def _answer(self) -> edged_pb2.Document:
-        return edged_pb2.Document(body=EpochAnswer(epoch=self._worker.epoch).pack())
+        return edged_pb2.Document(
+            body=EpochAnswer(epoch=self._worker.epoch, computing=self._worker.is_computing).pack()
+        )
 
 
 def _with_host(assignment: Assignment, host: str) -> Assignment:

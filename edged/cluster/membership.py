@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal, Self
 
 from edged.cluster.messages import HeartbeatReport
+from edged.rpc.channel import shown
 from edged.rpc.messages import MemberStatus
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Member:
 
     @property
     def address(self) -> str:
-        return f"[{self.host}]:{self.report.port}" if ":" in self.host else f"{self.host}:{self.report.port}"
+        return shown(self.host, self.report.port)
 
     def status(self, now: float) -> MemberStatus:
         return MemberStatus(

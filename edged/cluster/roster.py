@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edged.cluster.coordinator import Peer
 from edged.cluster.membership import Membership
+from edged.cluster.roll_call import Peer
 
 LAST_EPOCH = 2**48  # no cluster gets there; a member that says so would leave no number for the next
 

@@ -11,6 +11,7 @@ FAILED_S = 30.0  # for a device that could not take part, or did not answer
 STRIKES = 3  # offences within STRIKES_S after which a device is taken for faulty or hostile
 STRIKES_S = 300.0
 OFFENDER_S = 600.0
+STALLED_S = 600.0  # for one that answers and does not get on: each try with it costs minutes
 
 
 class Shunned:
@@ -23,9 +24,9 @@ class Shunned:
         self._offenders: dict[str, tuple[float, str]] = {}
         self._strikes: dict[str, deque[float]] = {}
 
-    def leave_out(self, device: str, why: str) -> None:
+    def leave_out(self, device: str, why: str, seconds: float = FAILED_S) -> None:
         with self._lock:
-            self._failed[device] = (self._clock() + FAILED_S, why)
+            self._failed[device] = (self._clock() + seconds, why)
 
     def accuse(self, device: str, why: str) -> None:
         """It broke the rules of the ring; a fault may do that once, so it takes several to be left out."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from edged.backend.source import WindowSource
 from edged.backend.window import KvOp, Window
-from edged.cluster.assignment import Assignment
+from edged.cluster.assignment import Assignment, with_names
 from edged.cluster.stepwise import Report, stepwise
 from edged.errors import DamagedPartError, EdgedError, RingError
 from edged.planning.plan import ContextOptions, Hop, Plan
@@ -113,6 +113,12 @@ class Worker:
         return self._latest
 
     @property
+    def is_computing(self) -> bool:
+        """Whether a window of the ring runs at this moment."""
+        stage = self._stage
+        return isinstance(stage, Stage) and stage.is_computing
+
+    @property
     def memory_held(self) -> int:
         """Bytes of all windows loaded here."""
         return sum(window.memory.total for window in list(self._windows.values()))
@@ -199,7 +205,7 @@ class Worker:
                 report(Progress(stage="loading layers", device=self._name, done=number, total=len(keys)))
                 self._load(manifest, key, plan.epoch)
             windows = {hop: self._windows[key] for hop, key in keys.items()}
-            self._stage = self._join(plan, windows)
+            self._stage = self._join(assignment, windows)
             report(Progress(stage="ready", device=self._name, done=len(keys), total=len(keys), finished=True))
 
     def _hops(self, plan: Plan) -> list[Hop]:
@@ -263,10 +269,12 @@ class Worker:
             source, key.context, key.gpu_layers, lambda _: self._give_up_if_overtaken(epoch)
         )
 
-    def _join(self, plan: Plan, windows: dict[int, Window]) -> Stage | Ring:
+    def _join(self, assignment: Assignment, windows: dict[int, Window]) -> Stage | Ring:
+        plan = assignment.plan
+
         def broken(error: EdgedError) -> None:
             if plan.head != self._device:
-                self._say(f"the ring broke: {error.message}")
+                self._say(f"the ring broke: {with_names(error.message, assignment.names)}")
             self._on_broken(plan.epoch, error)
 
         if plan.head == self._device:

@@ -8,12 +8,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from edged.backend.window import Batch, KvOp, Logits, Tokens, Window
-from edged.errors import BY_CODE, EdgedError, FrameError, PeerLostError, RingBrokenError, RingError
+from edged.errors import (
+    BY_CODE,
+    EdgedError,
+    FrameError,
+    PeerLostError,
+    RingBrokenError,
+    RingError,
+    StalledError,
+)
 from edged.planning.plan import Plan
 from edged.ring.frame import Failure
 from edged.ring.stage import Stage, ring_depth
 from edged.ring.stats import StageStats
 from edged.ring.transport import OnBroken, Transport
+from edged.watchdog import Watchdog
+
+STALL_S = 60.0  # without any result; no device that a plan would use needs so long for a chunk
+STALL_FACTOR = 10.0  # or so many times what the plan expects, if that is more
+
+
+def stall_limit(plan: Plan) -> float:
+    """Seconds after which a ring with batches in flight and no result stands still."""
+    if plan.expected is None:
+        return STALL_S
+    chunk_ms = plan.expected.ttft_ms_per_token * plan.context.n_ubatch + plan.expected.tpot_ms
+    return max(STALL_S, STALL_FACTOR * chunk_ms / 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +65,8 @@ class Ring:
 
     on_result: called once per submitted batch, in order of submission unless the ring breaks; mostly on the
                compute thread, and on any thread when the ring breaks. It must be quick (put it in a queue).
-    on_broken: after every batch has been failed with RingBrokenError's code.
+    on_broken: after every batch has been failed with RingBrokenError's code; with a StalledError where no
+               link broke and results stay away all the same.
 
     After a failure other than a broken ring the batch's tokens are in the KV cache of the hops before the
     failing one, and not of those after: remove the sequences' positions from the batch's first on. Such an
@@ -70,6 +91,7 @@ class Ring:
         self._order: dict[int, None] = {}  # every batch not yet answered, as submitted
         self._broken: EdgedError | None = None
         self._stage = Stage(plan, plan.head, windows, transport, self._broke, self._arrived)
+        self._watchdog: Watchdog | None = None
 
     @property
     def plan(self) -> Plan:
@@ -83,6 +105,9 @@ class Ring:
     def connect(self) -> None:
         """Open the links; every other device must have its stage by now. Raises RingBrokenError."""
         self._stage.connect()
+        if self._watchdog is None and len(set(self._plan.devices)) > 1:
+            name = f"ring-watch-{self._plan.epoch}"
+            self._watchdog = Watchdog(name, stall_limit(self._plan), self._stalled, lambda: not self._order)
 
     def submit(self, batch_id: int, kv_ops: tuple[KvOp, ...], batch: Batch, tokens: Tokens) -> None:
         """Send a batch round the ring; never blocks. A batch of no tokens only changes KV state.
@@ -111,6 +136,8 @@ class Ring:
     def close(self) -> None:
         """Fail what is in flight, leave the ring, join its threads. Idempotent."""
         self._fail_all(RingBrokenError(f"the ring of epoch {self.plan.epoch} was closed"))
+        if self._watchdog is not None:
+            self._watchdog.close()
         self._stage.close()
 
     def _enter(self) -> None:
@@ -125,6 +152,8 @@ class Ring:
             if known:
                 self._in_flight.remove(batch_id)
                 del self._order[batch_id]
+                if self._watchdog is not None:
+                    self._watchdog.feed()
                 self._enter()
             elif self._broken is not None:
                 return  # failed already, when the ring broke
@@ -136,6 +165,9 @@ class Ring:
                 failure, code=RingError.code
             )  # no frame can say so: the ring is what brought it
         self._on_result(Result(batch_id, logits, failure))
+
+    def _stalled(self) -> None:
+        self._stage.break_off(StalledError(f"no result came for {stall_limit(self._plan):.0f} s"))
 
     def _broke(self, error: EdgedError) -> None:
         self._fail_all(error)

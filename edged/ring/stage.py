@@ -99,6 +99,7 @@ class Stage:
         self._dropped = 0
         self._lock = threading.Lock()
         self._stopped = False
+        self._computing = False
         self._thread = threading.Thread(target=self._compute, name=f"ring-stage-{plan.epoch}-{device}")
         transport.attach(self)
 
@@ -145,6 +146,14 @@ class Stage:
             link = self._links.get(self._plan.hops[hop + 1].device) if hop < self._last_hop else None
             hops.append(replace(stats, bytes_sent=link.bytes_sent.get(hop + 1, 0) if link else 0))
         return StageStats(tuple(hops), self._dropped)
+
+    @property
+    def is_computing(self) -> bool:
+        return self._computing
+
+    def break_off(self, error: EdgedError) -> None:
+        """Leave the ring because of `error`, which `on_broken` hears. Never blocks."""
+        self._break(error)
 
     def abandon(self) -> None:
         """Leave the ring without waiting for anything, also where it is just being joined. Never blocks."""
@@ -236,7 +245,9 @@ class Stage:
     def _visit(self, waiting: _Waiting) -> None:
         frame, hop = waiting.frame, waiting.frame.hop
         started = perf_counter()
+        self._computing = True
         output, failure = self._run(frame, waiting.tokens)
+        self._computing = False
         stats = self._stats[hop]
         stats.compute_s += perf_counter() - started
         stats.queue_wait_s += started - waiting.arrived

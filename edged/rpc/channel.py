@@ -82,7 +82,7 @@ def diagnose(
 
     gRPC says "unavailable" for a dead device, a stranger's certificate and a web server alike.
     """
-    place = f"{host}:{port}"
+    place = shown(host, port)
     context = ssl.create_default_context(cadata=identity.ca_pem.decode())
     context.load_cert_chain(identity.certificate_file, identity.key_file)
     context.set_alpn_protocols(["h2"])
@@ -101,6 +101,11 @@ def diagnose(
         return UntrustedPeerError(f"{place} {_tls_trouble(error, identity, peer)}")
     except OSError as error:
         return PeerLostError(f"{place} {_network_trouble(error)}")
+
+
+def shown(host: str, port: int) -> str:
+    """An address as people write it; an IPv6 one needs its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _tls_trouble(error: ssl.SSLError, identity: Credentials, peer: str) -> str:

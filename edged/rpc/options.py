@@ -5,6 +5,7 @@ from __future__ import annotations
 MAX_MESSAGE_BYTES = 64 * 2**20
 KEEPALIVE_MS = 2_000  # a silent link is asked after this long
 KEEPALIVE_TIMEOUT_MS = 2_500  # and given up after this much more: below 5 s in all
+MAX_CONNECTIONS = 512  # a device needs five or so; strangers must not take every file descriptor
 DEFAULT_THREADS = 64  # one per call in progress; streams of the ring hold theirs; made only when needed
 
 SHARED: tuple[tuple[str, int | str], ...] = (
@@ -33,4 +34,5 @@ SERVER: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.server_handshake_timeout_ms", 5_000),  # whoever connects and says nothing is cut off
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
 )

@@ -119,11 +119,6 @@ def peer_host(context: grpc.ServicerContext) -> str:
     return str(address)
 
 
-def is_local(context: grpc.ServicerContext) -> bool:
-    """Whether the call came by the Unix socket, which only this user can open."""
-    return bool(context.peer().startswith("unix:"))
-
-
 def _build(services: Iterable[Register], threads: int, name: str) -> tuple[grpc.Server, ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     server = grpc.server(pool, interceptors=(CheckVersion(),), options=SERVER)

@@ -7,6 +7,8 @@ import pytest
 
 from edged.cluster import authority
 from edged.cluster.identity import Identity, adopt, found_cluster, request_certificate
+from tests.cluster.clock import Clock
+from tests.cluster.household import Household
 from tests.threads import no_thread_left
 
 
@@ -14,6 +16,11 @@ from tests.threads import no_thread_left
 def threads_end() -> Iterator[None]:
     with no_thread_left():
         yield
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -38,3 +45,18 @@ def make_member(tmp_path: Path, founder: Identity) -> Callable[[str], Identity]:
 @pytest.fixture
 def member(make_member: Callable[[str], Identity]) -> Identity:
     return make_member("laptop")
+
+
+@pytest.fixture
+def household(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Household]]:
+    monkeypatch.setattr("edged.cluster.coordinator.SETTLE_S", 0.01)
+    made: list[Household] = []
+
+    def make(*names: str, **kwargs: int) -> Household:
+        made.append(Household(*names, **kwargs))
+        made[-1].coordinator.start()
+        return made[-1]
+
+    yield make
+    for home in made:
+        home.coordinator.close()

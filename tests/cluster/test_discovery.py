@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
 import pytest
-from zeroconf import ServiceInfo
+from zeroconf import ServiceInfo, ServiceStateChange, Zeroconf
 
 from edged.cluster import discovery
 from edged.cluster.discovery import (
@@ -38,7 +38,6 @@ PI = Announcement("b" * 16, CLUSTER, "member", 4343)
 class Heard:
     def __init__(self) -> None:
         self.found: SimpleQueue[DiscoveredPeer] = SimpleQueue()
-        self.lost: SimpleQueue[str] = SimpleQueue()
 
     def wait_for(self, device: str) -> DiscoveredPeer:
         while True:
@@ -47,15 +46,30 @@ class Heard:
                 return peer
 
 
+class Parting(Discovery):
+    """Notes who said goodbye."""
+
+    def __init__(self, announcement: Announcement | None, found: Callable[[DiscoveredPeer], None]) -> None:
+        self.gone: SimpleQueue[str] = SimpleQueue()
+        super().__init__(announcement, found)
+
+    def _heard(
+        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        super()._heard(zeroconf, service_type, name, state_change)
+        if state_change is ServiceStateChange.Removed:
+            self.gone.put(name.removesuffix(f".{SERVICE}"))
+
+
 def test_two_daemons_of_one_machine_meet_and_part() -> None:
     nas, pi = Heard(), Heard()
-    with Discovery(NAS, nas.found.put, nas.lost.put):
-        with Discovery(PI, pi.found.put, pi.lost.put):
+    with Parting(NAS, nas.found.put) as listening:
+        with Discovery(PI, pi.found.put):
             seen = pi.wait_for(NAS.device)
             assert (seen.cluster, seen.role, seen.port, seen.protocol) == (CLUSTER, "founder", 4242, 1)
             assert set(seen.hosts) == set(interfaces().announced)
             assert nas.wait_for(PI.device).role == "member"
-        while nas.lost.get(timeout=WAIT_S) != PI.device:
+        while listening.gone.get(timeout=WAIT_S) != PI.device:
             pass
 
 
@@ -142,12 +156,10 @@ print(peer.device, *peer.hosts)
 """
 
 PART = """
-import sys, threading
-from edged.cluster.discovery import Discovery
-lost = threading.Event()
-with Discovery(None, lambda peer: print("found", *peer.hosts, flush=True), lambda device: lost.set()):
-    lost.wait(60)
-    print("lost" if lost.is_set() else "still there", flush=True)
+from tests.cluster.test_discovery import Parting
+with Parting(None, lambda peer: print("found", *peer.hosts, flush=True)) as listening:
+    listening.gone.get(timeout=60)
+    print("lost", flush=True)
 """
 
 

@@ -10,25 +10,13 @@ from pydantic import ValidationError
 
 from edged.cluster.membership import SILENT_AFTER_S, MemberEvent, Membership, MemberTable
 from edged.cluster.messages import BrokenRing, ClusterView, HeartbeatReport
+from tests.cluster.clock import Clock
 from tests.cluster.reports import RUN, report
 
 DEVICE = "a" * 16
 OTHER = "b" * 16
 HOST = "10.0.0.7"
 RESTARTED = "f" * 16
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

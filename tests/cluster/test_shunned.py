@@ -3,19 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edged.cluster.shunned import FAILED_S, OFFENDER_S, STRIKES, STRIKES_S, Shunned
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.cluster.clock import Clock
 
 
 @pytest.fixture
@@ -29,7 +17,7 @@ def test_a_failure_is_forgotten_with_time_or_a_report(shunned: Shunned, clock: C
     assert shunned.reasons() == {"a": "no room", "b": "silent"}
     shunned.pardon("b")
     assert shunned.reasons() == {"a": "no room"}
-    clock.now = FAILED_S
+    clock.now += FAILED_S
     assert shunned.reasons() == {}
 
 
@@ -40,7 +28,7 @@ def test_one_offence_may_be_a_fault_several_are_not(shunned: Shunned, clock: Clo
     shunned.accuse("a", "garbage")
     shunned.pardon("a")
     assert shunned.reasons() == {"a": "garbage"}
-    clock.now = OFFENDER_S
+    clock.now += OFFENDER_S
     assert shunned.reasons() == {}
 
 

@@ -12,17 +12,10 @@ from hypothesis import strategies as st
 
 from edged.cluster.token import LIFETIME_S, SECRET_BYTES, Token, TokenBook, WrongSecretError, parse
 from edged.errors import ClusterError, JoinRefusedError
+from tests.cluster.clock import Clock
 
 PIN = "ab" * 32
 DEVICE = "0" * 16
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=SECRET_BYTES, max_size=SECRET_BYTES))
@@ -83,7 +76,7 @@ def test_a_join_that_fails_leaves_the_token_good(tmp_path: Path) -> None:
 
 
 def test_wrong_expired_and_spent_are_told_apart_also_after_a_restart(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = Clock(1e9)
     path = tmp_path / "tokens"
     book = TokenBook(path, PIN, clock)
     spent, old = book.new(), book.new()
@@ -118,7 +111,7 @@ def test_a_damaged_book_is_named(tmp_path: Path) -> None:
 
 
 def test_long_forgotten_tokens_leave_the_book(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = Clock(1e9)
     book = TokenBook(tmp_path / "tokens", PIN, clock)
     token = book.new()
     clock.now += 366 * 24 * 3600

@@ -10,12 +10,12 @@ import grpc
 
 from edged.errors import BY_CODE
 from edged.rpc import edged_pb2, edged_pb2_grpc
-from edged.rpc.server import is_local, peer_device, peer_host
+from edged.rpc.server import peer_device, peer_host
 from edged.rpc.status import guard
 
 
 class Echo(edged_pb2_grpc.CoordinatorServicer):
-    """Heartbeat says who called and from where; Leave whether the call is local."""
+    """Heartbeat says who called and from where; Leave answers whoever calls, without a certificate too."""
 
     @guard
     def Heartbeat(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
@@ -23,7 +23,7 @@ class Echo(edged_pb2_grpc.CoordinatorServicer):
 
     @guard
     def Leave(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        return edged_pb2.Document(body=str(is_local(context)).encode())
+        return edged_pb2.Document(body=b"answered")
 
     def add_to(self, server: grpc.Server) -> None:
         edged_pb2_grpc.add_CoordinatorServicer_to_server(self, server)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -20,6 +22,7 @@ from edged.errors import (
 )
 from edged.rpc import edged_pb2, edged_pb2_grpc
 from edged.rpc.channel import connect, connect_local
+from edged.rpc.options import SERVER
 from edged.rpc.server import serve, serve_local
 from edged.rpc.status import unwrap
 from tests.rpc.servicers import Echo, Failing
@@ -56,6 +59,28 @@ def test_the_port_is_free_again_after_close(founder: Identity, member: Identity)
         assert again.port == first.port
 
 
+def test_strangers_cannot_take_more_connections_than_there_are(
+    founder: Identity, member: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option, most = "grpc.max_allowed_incoming_connections", 8
+    assert option in dict(SERVER)
+    monkeypatch.setattr("edged.rpc.server.SERVER", tuple((dict(SERVER) | {option: most}).items()))
+    with serve(founder, [Echo().add_to], 0) as server, ExitStack() as connections:
+        crowd = [
+            connections.enter_context(socket.create_connection((HOST, server.port))) for _ in range(3 * most)
+        ]
+        for _ in range(2 * most):  # closed at once, and not when the handshake has taken too long
+            gone, _, _ = select.select(crowd, [], [], 4)
+            assert gone, "too many connections were kept"
+            crowd.remove(gone[0])
+        connections.close()
+        channel = connect(member, founder.device, HOST, server.port)
+        edged_pb2_grpc.CoordinatorStub(channel).Heartbeat(
+            edged_pb2.Document(), timeout=10, wait_for_ready=True
+        )
+        channel.close()
+
+
 def test_close_ends_a_stream_that_is_open(founder: Identity, member: Identity) -> None:
     with serve(founder, [Failing().add_to], 0) as server:
         channel = connect(member, founder.device, HOST, server.port)
@@ -82,7 +107,7 @@ def test_the_local_socket_is_private_and_goes_with_its_server(tmp_path: Path) ->
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         channel = connect_local(path)
         stub = edged_pb2_grpc.CoordinatorStub(channel)
-        assert stub.Leave(edged_pb2.Document(), timeout=5).body == b"True"
+        assert stub.Leave(edged_pb2.Document(), timeout=5).body == b"answered"
         with pytest.raises(grpc.RpcError) as caught:
             stub.Heartbeat(edged_pb2.Document(), timeout=5)
         assert isinstance(unwrap(caught.value, "daemon"), UntrustedPeerError)
@@ -92,20 +117,15 @@ def test_the_local_socket_is_private_and_goes_with_its_server(tmp_path: Path) ->
         connect_local(path)
 
 
-def test_a_device_is_not_local(founder: Identity, member: Identity) -> None:
-    with serve(founder, [Echo().add_to], 0) as server:
-        channel = connect(member, founder.device, HOST, server.port)
-        assert edged_pb2_grpc.CoordinatorStub(channel).Leave(edged_pb2.Document(), timeout=5).body == b"False"
-        channel.close()
-
-
 def test_a_socket_in_use_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "run" / "daemon.sock"
     with serve_local(path, [Echo().add_to]):
         with pytest.raises(AlreadyRunningError):
             serve_local(path, [])
         channel = connect_local(path)
-        assert edged_pb2_grpc.CoordinatorStub(channel).Leave(edged_pb2.Document(), timeout=5).body == b"True"
+        assert (
+            edged_pb2_grpc.CoordinatorStub(channel).Leave(edged_pb2.Document(), timeout=5).body == b"answered"
+        )
         channel.close()
 
 
