@@ -34,7 +34,8 @@ TYPES = (
 
 TYPE_MS = 30  # per type, set-up aside: five runs and more on a laptop, three on the slowest machine
 READ_MS = 60
-DEPTH = 512  # positions that attention is measured with: of a conversation that has begun
+DEPTH_OF_ONE = 1024  # positions that one token's attention is measured with: a conversation well under way
+DEPTH_OF_CHUNK = 256  # that a chunk's is: fewer, or a run would take so long that it is always interrupted
 LEAST_MEMORY = 64 * 2**20  # bytes of weights: more than most caches hold, and quickly made
 MOST_MEMORY = 256 * 2**20
 CACHES = 2  # so many times the last cache, so that it helps no more than with a model's weights
@@ -89,9 +90,8 @@ def _measure(
     if not speeds:
         raise WindowError(f"{device.name} multiplies by no type of weights that edged measures")
     step()
-    attention = [
-        meter.attention(tokens, depth=DEPTH, milliseconds=TYPE_MS) or 0.0 for tokens in (1, CHUNK_IN_RING)
-    ]
+    one = meter.attention(1, depth=DEPTH_OF_ONE, milliseconds=TYPE_MS)
+    chunk = meter.attention(CHUNK_IN_RING, depth=DEPTH_OF_CHUNK, milliseconds=TYPE_MS)
     step()
     # A product reads its weights once: memory is at least as fast as the fastest of them.
     reading = [speed.bandwidth for speed in speeds.values()]
@@ -106,7 +106,7 @@ def _measure(
             for name, speed in speeds.items()
         ),
         memory_bandwidth=max(reading),
-        attention_decode=attention[0],
-        attention_prefill=attention[1],
+        attention_decode=one or 0.0,
+        attention_prefill=chunk or 0.0,
         shares_memory=not is_cpu and (device.kind == "igpu" or shares_memory_with_gpu()),
     )

@@ -12,7 +12,7 @@ from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop, Objective
 
 Window = tuple[int, int]  # layers [first, last)
-MOST_TRIED = 16  # layers of which every arrangement is tried
+MOST_TRIED = 7  # layers of which every arrangement is tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def _all_ways(
     # Which layers are buffered, and which lie on the GPU, depends on how many are streamed. Where they
     # differ, another number may do better than the least; in a large window that is much to try for little.
     thorough = not of.uniform and n <= MOST_TRIED
-    quicker = not thorough and _gpu_always_pays(device, of)
+    quicker = not thorough and (not of.uniform or _gpu_always_pays(device, of))
     for closing_gpu in (True, False) if closing and device.gpu is not None else (False,):
         tail: tuple[Hop, ...] = ()
         if closing:
@@ -64,7 +64,7 @@ def _all_ways(
                     if not thorough:
                         break  # more streamed layers would be slower
                 if some and quicker:
-                    break  # fewer layers on the GPU would be slower
+                    break  # fewer layers on the GPU are slower, or hardly quicker
             if not some and places > 0 and not thorough:
                 break  # a larger buffer does not fit either
             if some and places == 0 and quicker:
@@ -84,6 +84,8 @@ def _by_streamed(
         cost = share(device, of, hops)
         if cost.fits:
             yield Way(hops, cost)
+        elif cost.gpu_memory > device.gpu_budget and deal.layers > MOST_TRIED:
+            return  # which layers lie on the GPU hardly changes that
         excess = cost.memory - device.profile.memory_budget
         streamed += max(1, int(excess // largest))  # one more frees no more than that
 

@@ -1,18 +1,32 @@
 """Rings for given windows, and for models whose layers differ or may not be cut everywhere.
 
-A first ring is found as if all layers were the average one, its cuts are moved to allowed places, and then
-one cut after the other is moved by a place or two while the ring gets better by the true figures.
+Rings are found as if all layers were alike, the average one or a little larger, and their cuts are moved to
+allowed places. Then cuts of the best are moved by a place or two while it gets better by the true figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from edged.planning.arrange import Way, Window, combine, ring_of, ways
 from edged.planning.cost import Problem, RingCost
 from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
 from edged.planning.plan import Objective
+
+MOST_TRIES = 6_000  # moves of cuts times windows: about a second
+MOST_SHIFTED = 8  # cuts that move together
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A ring that fits: its goal, who runs what, and how."""
+
+    goal: float
+    owners: list[str]
+    cuts: list[int]
+    ways: dict[str, Way]
 
 
 class Windows:
@@ -47,25 +61,30 @@ class Windows:
         """The head with all layers in one window."""
         return self.ring([self._problem.head], [0, self._problem.model.n_layers])
 
-    def improved(self, owners: Sequence[str], cuts: Sequence[int]) -> RingCost | None:
-        """The best ring that single moves of the cuts lead to from the nearest allowed ones."""
-        places = self._problem.of.places
-        start = snapped(cuts, places)
-        owners, start = without_empty(owners, start)
+    def placed(self, owners: Sequence[str], cuts: Sequence[int]) -> Placed | None:
+        """The ring with its cuts moved to the nearest allowed places; None where that does not fit."""
+        owners, at = without_empty(owners, snapped(cuts, self._problem.of.places))
         if owners[0] != self._problem.head or owners[-1] != self._problem.head:
             return None
-        found = self._try(owners, start)
-        if found is None:
-            return None
-        at, going = start, True
-        while going:
+        found = self._try(owners, at)
+        return None if found is None else Placed(found[0], owners, at, found[1])
+
+    def improved(self, start: Placed) -> RingCost:
+        """The best ring that moves of the cuts lead to from `start`, each of them for the better."""
+        best, places = start, self._problem.of.places
+        left = MOST_TRIES // len(start.owners)
+        going = True
+        while going and left > 0:
             going = False
-            for moved in _moves(at, places):
-                tried = self._try(owners, moved)
-                if tried is not None and tried[0] < found[0] * (1 - 1e-9):
-                    at, found, going = moved, tried, True
+            for moved in _moves(best.cuts, places, len(dict.fromkeys(best.owners))):
+                left -= 1
+                tried = self._try(best.owners, moved)
+                if tried is not None and tried[0] < best.goal * (1 - 1e-9):
+                    best, going = Placed(tried[0], best.owners, moved, tried[1]), True
                     break
-        return ring_of(self._problem, owners, found[1])
+                if left <= 0:
+                    break
+        return ring_of(self._problem, best.owners, best.ways)
 
 
 def snapped(cuts: Sequence[int], places: Sequence[int]) -> list[int]:
@@ -91,37 +110,41 @@ def without_empty(owners: Sequence[str], cuts: Sequence[int]) -> tuple[list[str]
     return kept, ends
 
 
-def _moves(cuts: Sequence[int], places: Sequence[int]) -> Iterator[list[int]]:
+def _moves(cuts: Sequence[int], places: Sequence[int], n_devices: int) -> Iterator[list[int]]:
+    """One cut by a place or two, then several by one: a layer goes from one window to a later one."""
     index = {place: i for i, place in enumerate(places)}
-    inner = range(1, len(cuts) - 2)  # the closing window stays as small as it can be
-    for at in inner:
-        for step in (-2, -1, 1, 2):
-            to = index[cuts[at]] + step
-            if 0 < to < len(places) and cuts[at - 1] < places[to] < cuts[at + 1]:
-                yield [*cuts[:at], places[to], *cuts[at + 1 :]]
-    for at in inner:  # a whole window a place on
-        for step in (-1, 1):
-            ends = [index[cuts[at]] + step, index[cuts[at + 1]] + step] if at + 1 in inner else []
-            if ends and max(ends) < len(places) and min(ends) > 0:
-                moved = [*cuts[:at], places[ends[0]], places[ends[1]], *cuts[at + 2 :]]
-                if all(a < b for a, b in pairwise(moved)):
+    inner = len(cuts) - 3  # cuts that may move: the closing window stays as small as it can be
+    for length in range(1, min(n_devices + 1, MOST_SHIFTED) + 1):
+        for first in range(1, inner - length + 2):
+            for step in (-2, -1, 1, 2) if length == 1 else (-1, 1):
+                to = [index[cut] + step for cut in cuts[first : first + length]]
+                if to[0] < 1 or to[-1] >= len(places):
+                    continue
+                moved = [*cuts[:first], *(places[i] for i in to), *cuts[first + length :]]
+                if moved[first - 1] < moved[first] and moved[first + length - 1] < moved[first + length]:
                     yield moved
 
 
-def alike(model: ModelProfile, *, largest: bool) -> ModelProfile:
-    """The model as if all its layers were the average one, or the one with most bytes."""
-    layers = model.known_layers
-    if largest:
-        one = max(layers, key=lambda layer: layer.nbytes)
-        kept = max(layer.kv_bytes_per_token for layer in layers)
-        one = one.model_copy(update={"kv_bytes_per_token": kept})
-    else:
-        one = _average(layers)
+def alike(model: ModelProfile, above_average: float = 0.0) -> ModelProfile:
+    """The model as if all its layers were one: the average (0), the one with most bytes (1), or between."""
+    average = _average(model.known_layers)
+    largest = max(model.known_layers, key=lambda layer: layer.nbytes)
+    more = 1.0 + above_average * (largest.nbytes / average.nbytes - 1.0)
+    one = LayerProfile(
+        groups=tuple(
+            group.model_copy(
+                update={"nbytes": round(group.nbytes * more), "weights": round(group.weights * more)}
+            )
+            for group in average.groups
+        ),
+        kv_bytes_per_token=average.kv_bytes_per_token,
+    )
     fields = {name: getattr(model, name) for name in ModelProfile.model_fields}
     changed = {
         "layers": (one,) * model.n_layers,
         "layer_bytes": (one.nbytes,) * model.n_layers,
         "preferred": (),
+        "boundaries": tuple(range(1, model.n_layers)) if model.boundaries else (),
     }
     return ModelProfile(**{**fields, **changed})
 
