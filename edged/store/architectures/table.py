@@ -27,7 +27,7 @@ class Pattern:
 class Lane:
     """One part of the state that windows hand on.
 
-    read:  the tensor where it leaves a window; {last} is the number of the window's last layer, {next} one more.
+    read:  the tensor where it leaves a window; {last} is the number of its last layer, {next} one more.
     write: the tensor at which it enters the next, and is written over. "<name" is the first tensor that is
            computed from the weight of that name.
     into:  what is written over instead.
@@ -216,8 +216,8 @@ RULES: dict[str, Rule] = {
 # that name and needs no second one.
 TIED_OUTPUT = _names(
     """
-    afmoe arcee arctic bailingmoe3 bloom chameleon chatglm cogvlm cohere2moe command-r deci deepseek deepseek2
-    deepseek32 dots3note dream ernie4_5 ernie4_5-moe exaone exaone4 falcon falcon-h1 gemma gemma2
+    afmoe arcee arctic bailingmoe3 bloom chameleon chatglm cogvlm cohere2moe command-r deci deepseek
+    deepseek2 deepseek32 dots3note dream ernie4_5 ernie4_5-moe exaone exaone4 falcon falcon-h1 gemma gemma2
     gemma3 gemma4 glm-dsa glm4 glm4moe gpt2 granite granite_swa granitehybrid granitemoe grok grovemoe
     hunyuan-moe hunyuan_vl hy_v3 jais2 jamba laguna lfm2 lfm2moe llada llama llama4 maincoder mamba mamba2
     minicpm minicpm3 minimax-01 mistral3 mpt nanbeige olmo openelm phi3 plamo2 plamo3 plm qwen2 qwen2vl
@@ -230,11 +230,12 @@ TIED_OUTPUT = _names(
 # Compared with the whole model like those in RULES, and exact with nothing but renumbering.
 PLAIN = _names(
     """
-    apertus arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek deepseek32 dots1
-    ernie4_5 exaone falcon falcon-h1 glm-dsa glm4 glm4moe gptneox grok grovemoe hunyuan-dense hunyuan-moe
-    hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder mamba mamba2 maple mimo2 minimax-m2 minimax-m3
-    mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plm
-    pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact rwkv6qwen2 seed_oss spark2_5 stablelm starcoder2 xverse
+    apertus arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek
+    deepseek32 dots1 ernie4_5 exaone falcon falcon-h1 glm-dsa glm4 glm4moe gptneox grok grovemoe
+    hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder mamba mamba2 maple mimo2
+    minimax-m2 minimax-m3 mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2
+    phi3 phimoe plamo plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact rwkv6qwen2 seed_oss
+    spark2_5 stablelm starcoder2 xverse
     """
 )
 
