@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edged.planning.profile import ModelProfile
+from edged.store.architectures.cuts import EMBEDDING
 from edged.store.manifest import Manifest
 
 _ENOUGH = 2  # a ring begins and ends at the head, so the least one has three windows
@@ -23,10 +24,15 @@ def model_profile(manifest: Manifest) -> ModelProfile:
         whole_because=manifest.whole_because,
         layer_bytes=tuple(manifest.layer(index).weight_bytes for index in range(manifest.n_layers)),
         embedding_bytes=embedding,
-        output_bytes=output + (embedding if manifest.tied else 0),
+        output_bytes=output + (_table_bytes(manifest) if manifest.tied else 0),
         kv_bytes_per_token_layer=manifest.kv_bytes_per_token_layer,
         n_ctx_train=manifest.n_ctx_train,
     )
+
+
+def _table_bytes(manifest: Manifest) -> int:
+    tensors = manifest.by_name["embedding"].tensors
+    return sum(tensor.nbytes for tensor in tensors if tensor.name == EMBEDDING)
 
 
 def _boundaries(manifest: Manifest) -> tuple[int, ...]:

@@ -46,6 +46,9 @@ class Lane:
     first_only: bool = False
 
 
+LAYER_EMBEDDING_LENGTH = "embedding_length_per_layer_input"
+
+
 def state(write: str = "embd", read: str = "l_out-{last}", width: int = 1) -> tuple[Lane, ...]:
     return (Lane(read, write, width=width),)
 
@@ -65,6 +68,9 @@ class Rule:
     after_0:  whether windows begin with a copy of layer 0, whose outcome is not used.
     begin:    the layer at which a window must begin so that another finds what it shares with earlier ones;
               `begins` whether that helps.
+    neighbours: whether a window's layers must follow one another, fillers included.
+    layer_embeddings: whether every layer has columns of `per_layer_token_embd` and rows of
+              `per_layer_model_proj`; the former travel with the state.
     counts:   numbers of layers that a window must not have, since libllama takes them for another model.
     tokens:   the layers that look at tokens.
     dummies:  whether a window that yields no logits makes do with an output matrix of a few rows.
@@ -85,6 +91,8 @@ class Rule:
     after_0: Callable[[Shape], bool] = derived.never
     begin: Callable[[Shape, int], int] = derived.anywhere
     begins: Callable[[Shape, int], bool] = derived.at_any
+    neighbours: bool = False
+    layer_embeddings: bool = False
     counts: tuple[int, ...] = ()
     tokens: Callable[[Shape], frozenset[int]] = derived.no_tokens
     dummies: bool = True
@@ -103,6 +111,8 @@ _FIRST_VALUES = Lane(
 )  # every layer of RWKV 7 mixes in the values of the first
 _MASKED = derived.because("it fills in masked text instead of continuing it")
 
+
+WITH_LAYER_EMBEDDINGS = "with layer embeddings: "
 
 RULES: dict[str, Rule] = {
     "afmoe": Rule(state("inp_embd_scaled"), periods=(4,), pattern=Pattern(4)),
@@ -133,7 +143,15 @@ RULES: dict[str, Rule] = {
         kinds=derived.not_sliding,
         begins=derived.before_shared_keys,
         written=derived.shared_keys,
-        refusal=derived.unless_zero("embedding_length_per_layer_input", "every layer has its own embedding"),
+    ),
+    WITH_LAYER_EMBEDDINGS + "gemma4": Rule(
+        # libllama projects the embedding for each layer, after the first has begun
+        (Lane(write="inp_scaled"), Lane("inp_scaled", "pe_in-0", "inp_scaled", first_only=True)),
+        kinds=derived.not_sliding,
+        neighbours=True,
+        begins=derived.before_shared_keys,
+        written=derived.shared_keys,
+        layer_embeddings=True,
     ),
     "glm5-next": Rule(
         state("hc_init", width=4),
@@ -242,8 +260,15 @@ PLAIN = _names(
 _UNKNOWN = Rule(state("<token_embd.weight"), written=derived.unscaled)
 
 
-def rule_of(architecture: str) -> Rule:
-    return RULES.get(architecture, _PLAIN if architecture in PLAIN else _UNKNOWN)
+def rule_of(shape: Shape) -> Rule:
+    name = shape.architecture
+    if shape.integer(LAYER_EMBEDDING_LENGTH) and WITH_LAYER_EMBEDDINGS + name in RULES:
+        name = WITH_LAYER_EMBEDDINGS + name
+    return RULES.get(name, _PLAIN if name in PLAIN else _UNKNOWN)
+
+
+def has_layer_embeddings(architecture: str) -> bool:
+    return WITH_LAYER_EMBEDDINGS + architecture in RULES
 
 
 def is_known(architecture: str) -> bool:
