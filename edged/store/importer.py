@@ -16,6 +16,7 @@ from edged.store.architectures import cuts, table
 from edged.store.architectures.shape import MAX_LAYERS, Shape, main_layers
 from edged.store.catalogue import Catalogue
 from edged.store.gguf_file import Pair, ValueType, make_pair, padded, write_header
+from edged.store.index_tables import check_index_tables
 from edged.store.manifest import Manifest, MetadataEntry, Part, TensorEntry
 from edged.store.model_files import ModelFiles, SourceTensor, model_name, open_model
 from edged.store.part_file import BLOCK, disk_errors, disk_full, free_bytes
@@ -46,6 +47,7 @@ def import_model(
         raise SettingsError(f"{name!r} cannot be a model's name: use letters, digits and . _ : / -")
     files = open_model(path)
     trial = probe.try_file(files.paths[0])
+    check_index_tables(files)
     drafts = drafts_of(files)
     total = sum(draft.estimate for draft in drafts)
     if free_bytes(catalogue.scratch) < total + _SPARE:
