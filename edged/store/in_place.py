@@ -56,7 +56,5 @@ def refer_to(
             for one in draft.tensors
         )
         parts.append(Part(name=draft.name, sha256=name, size=path.stat().st_size, tensors=tensors))
-    manifest = describe(
-        files, model_name(files.paths[0]), tuple(parts), recurrent=recurrent, n_vocab=n_vocab
-    )
+    manifest = describe(files, model_name(files.paths[0]), tuple(parts), recurrent=recurrent, n_vocab=n_vocab)
     return manifest, placed

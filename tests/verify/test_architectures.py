@@ -31,7 +31,7 @@ RECURRENT = {
     ),
 }
 
-WHOLE = {"gemma3n", "gemma4"}  # layers that llama.cpp knows by number, or with an embedding each
+WHOLE = {"gemma3n"}  # llama.cpp knows its layers by number
 
 
 @pytest.fixture
@@ -63,6 +63,14 @@ def test_what_cannot_be_cut_runs_whole_and_says_why(name: str, verify: Verify, w
     assert report.whole.exact
     assert (report.cuts, report.boundaries) == ((), ())
     assert report.reason.startswith("it runs whole only: ")
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4-dense"])
+def test_layers_that_share_a_cache_stay_together(name: str, verify: Verify, write: Write) -> None:
+    """The last three of six use the caches of layers 1 and 2."""
+    report = verify(write(name, "F16", hyperparameters={"attention.shared_kv_layers": 3}), windows=(2,))
+    check(report)
+    assert report.boundaries == (1,)
 
 
 @pytest.mark.parametrize("weights", ["F32", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "IQ4_NL", "MXFP4"])
@@ -106,7 +114,6 @@ def test_tied_embeddings_are_exact(name: str, weights: str, verify: Verify, writ
         ),
         ("llama", {"attention.head_count_kv": [2] * 6, "feed_forward_length": [384] * 6}),
         ("granite", {"embedding_scale": None}),
-        ("gemma4-dense", {"attention.shared_kv_layers": 3}),
         ("gemma4-dense", {"attention.head_count_kv": [2, 2, 2, 2, 2, 2]}),
         ("apertus", {f"=xielu.{key}": 0.5 for key in ("alpha_n", "alpha_p", "beta", "eps")}),
         ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}),
