@@ -250,10 +250,10 @@ PLAIN = _names(
     """
     apertus arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek
     deepseek32 dots1 ernie4_5 exaone falcon falcon-h1 glm-dsa glm4 glm4moe gptneox grok grovemoe
-    hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder mamba mamba2 maple mimo2
-    minimax-m2 minimax-m3 mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2
-    phi3 phimoe plamo plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact rwkv6qwen2 seed_oss
-    spark2_5 stablelm starcoder2 xverse
+    hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama llama-embed maincoder mamba mamba2
+    maple mimo2 minimax-m2 minimax-m3 mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr
+    pangu-embedded phi2 phi3 phimoe plamo plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact
+    rwkv6qwen2 seed_oss spark2_5 stablelm starcoder2 xverse
     """
 )
 
