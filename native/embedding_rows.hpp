@@ -25,6 +25,7 @@ class EmbeddingRows {
     explicit EmbeddingRows(const EmbeddingTable& table);
 
     int64_t n_vocab() const { return n_vocab_; }
+    int64_t n_embd() const { return n_embd_; }
     // Writes row `token` (0 <= token < n_vocab) as n_embd floats; throws WindowFailure if it cannot be read.
     void read(int32_t token, float* to);
 

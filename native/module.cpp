@@ -75,6 +75,12 @@ Matrix run(edged::Window& window, const Array& seq_ids, const Array& positions, 
     return to_numpy(std::move(rows));
 }
 
+std::optional<edged::EmbeddingTable> table(const std::optional<EmbeddingTuple>& tuple) {
+    if (!tuple) return std::nullopt;
+    const auto& [path, file_offset, type, columns, rows] = *tuple;
+    return edged::EmbeddingTable{path, file_offset, type, columns, rows};
+}
+
 std::vector<edged::Tap> taps(const std::vector<TapTuple>& tuples) {
     std::vector<edged::Tap> list;
     for (const auto& [name, source, into, offset, width] : tuples) {
@@ -85,7 +91,8 @@ std::vector<edged::Tap> taps(const std::vector<TapTuple>& tuples) {
 
 void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_vocab, int64_t width,
           const nb::bytes& header, const std::vector<SegmentTuple>& segments,
-          const std::optional<EmbeddingTuple>& embedding, bool reads_tokens, bool carries_tokens,
+          const std::optional<EmbeddingTuple>& embedding,
+          const std::optional<EmbeddingTuple>& layer_embedding, bool reads_tokens, bool carries_tokens,
           const std::vector<TapTuple>& entries, const std::vector<TapTuple>& captures,
           const std::vector<FactorTuple>& factors, int64_t n_ctx, int64_t n_seq_max, int64_t n_ubatch,
           int64_t n_threads, const std::string& kv_type, const std::string& flash_attention,
@@ -105,10 +112,8 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
     for (const auto& [offset, length, path, file_offset] : segments) {
         source.segments.push_back({offset, length, path.value_or(""), file_offset});
     }
-    if (embedding) {
-        const auto& [path, file_offset, type, columns, rows] = *embedding;
-        source.embedding = edged::EmbeddingTable{path, file_offset, type, columns, rows};
-    }
+    source.embedding = table(embedding);
+    source.layer_embedding = table(layer_embedding);
     const edged::WindowOptions options{n_ctx,   n_seq_max,       n_ubatch,     n_threads, n_threads,
                                        kv_type, flash_attention, n_gpu_layers, rehearsal};
 
@@ -159,9 +164,10 @@ NB_MODULE(_native, m) {
 
     nb::class_<edged::Window>(m, "Window")
         .def("__init__", load, "first"_a, "last"_a, "n_embd"_a, "n_vocab"_a, "width"_a, "header"_a,
-             "segments"_a, "embedding"_a.none(), "reads_tokens"_a, "carries_tokens"_a, "entries"_a,
-             "captures"_a, "factors"_a, nb::kw_only(), "n_ctx"_a, "n_seq_max"_a, "n_ubatch"_a, "n_threads"_a,
-             "kv_type"_a, "flash_attention"_a, "n_gpu_layers"_a, "progress"_a.none(), "rehearsal"_a = false)
+             "segments"_a, "embedding"_a.none(), "layer_embedding"_a.none(), "reads_tokens"_a,
+             "carries_tokens"_a, "entries"_a, "captures"_a, "factors"_a, nb::kw_only(), "n_ctx"_a,
+             "n_seq_max"_a, "n_ubatch"_a, "n_threads"_a, "kv_type"_a, "flash_attention"_a, "n_gpu_layers"_a,
+             "progress"_a.none(), "rehearsal"_a = false)
         .def_prop_ro("first", &edged::Window::first)
         .def_prop_ro("last", &edged::Window::last)
         .def_prop_ro("width", &edged::Window::width)

@@ -46,6 +46,7 @@ void Window::close() {
     context_.reset();
     model_.reset();
     embedding_.reset();
+    layer_embedding_.reset();
 }
 
 void Window::check_open() const {
@@ -133,12 +134,16 @@ Window::Inputs Window::prepare(const BatchView& batch, std::span<const int32_t> 
     if (takes_tokens()) {
         inputs.tokens = tokens;
         if (embedding_) {
-            const auto width = static_cast<size_t>(n_embd_);
-            embedded_.resize(n * width);
+            const int64_t width = layer_embedding_ ? width_ : n_embd_;
+            embedded_.assign(n * static_cast<size_t>(width), 0.0F);
             for (size_t row = 0; row < n; ++row) {
-                embedding_->read(tokens[row], embedded_.data() + row * width);
+                float* to = embedded_.data() + row * static_cast<size_t>(width);
+                embedding_->read(tokens[row], to);
+                if (layer_embedding_) {
+                    layer_embedding_->read(tokens[row], to + width - layer_embedding_->n_embd());
+                }
             }
-            inputs.entry = {embedded_.data(), n_embd_};
+            inputs.entry = {embedded_.data(), width};
         }
         return inputs;
     }
@@ -161,7 +166,11 @@ Rows Window::blank_states(const BatchView& batch, const Inputs& inputs, std::spa
     Rows rows{std::make_unique_for_overwrite<float[]>(n_values), n_rows, width_};
     if (captures_all_) return rows;
     if (takes_tokens()) {
-        std::fill_n(rows.data.get(), n_values, 0.0F);
+        if (layer_embedding_) {
+            std::memcpy(rows.data.get(), inputs.entry.data, n_values * sizeof(float));
+        } else {
+            std::fill_n(rows.data.get(), n_values, 0.0F);
+        }
         for (size_t row = 0; carries_tokens_ && row < batch.size(); ++row) {
             carry_token(inputs.tokens[row], rows.data.get() + (row + 1) * static_cast<size_t>(width_));
         }
@@ -188,9 +197,9 @@ void Window::decode(const Run& run, const BatchView& batch, std::span<const int3
         batch_positions_[i] = batch.positions[row];
         if (reads_tokens_) batch_tokens_[i] = tokens[row];
     }
-    const llama_batch native{static_cast<int32_t>(n), batch_tokens_.data(),         nullptr,
-                             batch_positions_.data(), batch_n_seq_.data(),
-                             batch_seq_pointers_.data(), batch_outputs_.data()};
+    const llama_batch native{static_cast<int32_t>(n), batch_tokens_.data(), nullptr,
+                             batch_positions_.data(), batch_n_seq_.data(),  batch_seq_pointers_.data(),
+                             batch_outputs_.data()};
     const int32_t status = llama_decode(context_.get(), native);
     if (status == 1) throw WindowFailure("the cache has no room for the batch");
     if (status == 2) throw WindowFailure("the run was cancelled");

@@ -33,6 +33,7 @@ struct WindowSource {
     std::string header;
     std::vector<Segment> segments;
     std::optional<EmbeddingTable> embedding;
+    std::optional<EmbeddingTable> layer_embedding;
     bool reads_tokens = false;
     bool carries_tokens = false;
     std::vector<Tap> entries;
@@ -143,6 +144,7 @@ class Window {
     mutable std::mutex lock_;
     std::atomic<bool> cancelled_{false};
     std::optional<EmbeddingRows> embedding_;
+    std::optional<EmbeddingRows> layer_embedding_;
     Taps taps_;
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model_{nullptr, llama_model_free};
     std::unique_ptr<llama_context, decltype(&llama_free)> context_{nullptr, llama_free};

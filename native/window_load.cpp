@@ -89,8 +89,9 @@ void check_taps(const WindowSource& source) {
             throw WindowFailure("tensor " + tap.label() + " does not fit into the state");
         }
     };
+    const int64_t entry_width = source.embedding && !source.layer_embedding ? source.n_embd : room;
     for (const Tap& tap : source.captures) check(tap, room);
-    for (const Tap& tap : source.entries) check(tap, source.embedding ? source.n_embd : room);
+    for (const Tap& tap : source.entries) check(tap, entry_width);
     const bool fed = source.reads_tokens || !source.entries.empty();
     if (!fed || (source.first == 0 && !source.reads_tokens && !source.embedding)) {
         throw WindowFailure("a window without inputs");
@@ -139,6 +140,13 @@ Window::Window(WindowSource source, WindowOptions options, const Progress& progr
             throw WindowFailure("the token embedding does not fit the model");
         }
         embedding_.emplace(*source.embedding);
+    }
+    if (source.layer_embedding) {
+        layer_embedding_.emplace(*source.layer_embedding);
+        if (!embedding_ || layer_embedding_->n_vocab() != embedding_->n_vocab() ||
+            layer_embedding_->n_embd() > width_ - n_embd_) {
+            throw WindowFailure("the layers' embedding does not fit the model");
+        }
     }
     load(source, progress);
     create_context();

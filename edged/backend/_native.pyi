@@ -16,6 +16,7 @@ class Window:
         header: bytes,
         segments: Sequence[tuple[int, int, str | None, int]],
         embedding: tuple[str, int, int, int, int] | None,
+        layer_embedding: tuple[str, int, int, int, int] | None,
         reads_tokens: bool,
         carries_tokens: bool,
         entries: Sequence[tuple[str, str, str, int, int]],

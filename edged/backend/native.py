@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.backend import _native
-from edged.backend.source import WindowSource
+from edged.backend.source import EmbeddingTable, WindowSource
 from edged.backend.window import Batch, Hidden, KvOp, Logits, Tokens, WindowMemory
 from edged.errors import WindowError
 from edged.planning.plan import ContextOptions
@@ -119,7 +119,6 @@ def load_window(
     load and is raised. A rehearsal reads no weights and takes no memory for them: such a window can only
     be closed. Raises WindowError.
     """
-    table = source.embedding
     try:
         window = _native.Window(
             source.first,
@@ -132,9 +131,8 @@ def load_window(
                 (part.offset, part.length, None if part.path is None else str(part.path), part.file_offset)
                 for part in source.segments
             ],
-            None
-            if table is None
-            else (str(table.path), table.file_offset, table.ggml_type, table.n_embd, table.n_vocab),
+            _plain(source.embedding),
+            _plain(source.layer_embedding),
             source.reads_tokens,
             source.carries_tokens,
             [astuple(tap) for tap in source.entries],
@@ -153,6 +151,12 @@ def load_window(
     finally:
         _pass_on_log()
     return NativeWindow(window)
+
+
+def _plain(table: EmbeddingTable | None) -> tuple[str, int, int, int, int] | None:
+    if table is None:
+        return None
+    return str(table.path), table.file_offset, table.ggml_type, table.n_embd, table.n_vocab
 
 
 class NativeWindow:

@@ -66,6 +66,8 @@ class WindowSource:
     width:     floats per token of the state that windows of this model hand on.
     embedding: for a window that begins the model: its rows are what enters. None where libllama looks the
                tokens up itself (a whole model), and for all other windows.
+    layer_embedding: of a model with a table of embeddings for its layers: read likewise, and handed on as the
+               last columns of the state. The embedding row is then the state's first columns.
     entries:   where the state (or the embedding row) is written into the graph. libllama is fed token 0
                throughout, unless it `reads_tokens`.
     captures:  where the state is read; none where the window ends the model and yields logits. What no
@@ -81,6 +83,7 @@ class WindowSource:
     header: bytes
     segments: tuple[Segment, ...]
     embedding: EmbeddingTable | None = None
+    layer_embedding: EmbeddingTable | None = None
     reads_tokens: bool = False
     carries_tokens: bool = False
     entries: tuple[Tap, ...] = ()

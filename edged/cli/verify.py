@@ -41,7 +41,10 @@ class _Counts(click.ParamType[Any]):
 @click.option("--tokens", type=int, default=48, show_default=True, help="Tokens to compute.")
 @click.option("--kv-type", type=click.Choice(get_args(KvType)), default="f16", help="Type of the KV cache.")
 @click.option(
-    "--flash-attention", type=click.Choice(get_args(FlashAttention)), default="auto", help="As it says."
+    "--flash-attention",
+    type=click.Choice(get_args(FlashAttention)),
+    default="auto",
+    help="Flash attention; auto is what a ring would choose.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As a JSON object, for programs.")
 @setting_option("threads")
@@ -64,7 +67,7 @@ def command(
     """
     from edged.cli.progress import progress_view
     from edged.rpc.messages import Progress
-    from edged.verify.check import Wishes, verify
+    from edged.verify.check import Wishes, architecture_of, verify
 
     settings = current_settings(threads=threads)
     wishes = Wishes(settings.threads, windows or (), tokens, kv_type, flash_attention)
@@ -78,7 +81,14 @@ def command(
             )
     except EdgedError as error:
         if as_json:
-            failure = {"exact": False, "model": model, "cuts": [], "reason": error.message}
+            kind = architecture_of(model, settings.home)
+            failure = {
+                "exact": False,
+                "model": model,
+                "architecture": kind,
+                "cuts": [],
+                "reason": error.message,
+            }
             click.echo(json.dumps(failure, indent=2))
         raise
     if as_json:

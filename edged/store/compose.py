@@ -15,7 +15,7 @@ from edged.store.architectures.cuts import EMBEDDING
 from edged.store.architectures.layout import Layout, Layouts
 from edged.store.architectures.metadata import window_pairs
 from edged.store.architectures.shape import Shape
-from edged.store.architectures.table import TIED_OUTPUT, Lane, Rule, rule_of
+from edged.store.architectures.table import LAYER_EMBEDDING_LENGTH, TIED_OUTPUT, Lane, Rule, rule_of
 from edged.store.catalogue import Catalogue
 from edged.store.ggml_types import layouts as type_layouts
 from edged.store.gguf_file import (
@@ -32,6 +32,8 @@ from edged.store.manifest import Manifest, Part, TensorEntry
 DUMMY_VOCABULARY = 32  # rows of the stand-ins in a window that neither reads nor yields tokens
 TOKEN_COLUMNS = 4  # at the end of a state that carries its token
 OUTPUT = "output.weight"
+LAYER_EMBEDDING = "per_layer_token_embd.weight"
+LAYER_PROJECTION = "per_layer_model_proj.weight"
 _BY_TOKEN = (OUTPUT, "output.bias")  # with one row per token
 _F32 = 0
 
@@ -44,6 +46,7 @@ class _Piece:
     shape: tuple[int, ...]
     ggml_type: int
     origin: tuple[Part, TensorEntry] | None
+    skipped: int = 0  # bytes of that tensor before this one's
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def compose(manifest: Manifest, catalogue: Catalogue, first: int, last: int) -> 
         if catalogue.path(part.sha256).stat().st_size != part.size:
             raise MissingPartError(f"the part {part.name} of {manifest.name} on this device is incomplete")
     shape = manifest.shape
-    rule = rule_of(manifest.architecture)
+    rule = rule_of(shape)
     if first == 0 and last == manifest.n_layers:
         return _whole(manifest, shape, rule, catalogue)
     layout = Layouts(shape, rule).window(first, last)
@@ -97,10 +100,13 @@ def compose(manifest: Manifest, catalogue: Catalogue, first: int, last: int) -> 
         last=last,
         n_embd=manifest.n_embd,
         n_vocab=manifest.n_vocab,
-        width=_width(manifest, rule) + (TOKEN_COLUMNS if carries else 0),
+        width=_width(window) + (TOKEN_COLUMNS if carries else 0),
         header=header,
         segments=segments,
-        embedding=_embedding_table(manifest, catalogue) if first == 0 else None,
+        embedding=_table(manifest, catalogue, EMBEDDING) if first == 0 else None,
+        layer_embedding=_table(manifest, catalogue, LAYER_EMBEDDING)
+        if first == 0 and rule.layer_embeddings
+        else None,
         reads_tokens=window.reads_tokens,
         carries_tokens=carries,
         entries=_entry_taps(window),
@@ -139,16 +145,27 @@ def _whole(manifest: Manifest, shape: Shape, rule: Rule, catalogue: Catalogue) -
     )
 
 
-def _width(manifest: Manifest, rule: Rule) -> int:
-    return manifest.n_embd * sum(lane.width for lane in rule.lanes)
+def _width(window: _Window) -> int:
+    """Floats per token of the state, but for its token."""
+    lanes = window.manifest.n_embd * sum(lane.width for lane in window.rule.lanes)
+    return lanes + window.manifest.n_layers * _layer_columns(window)
+
+
+def _layer_columns(window: _Window) -> int:
+    """Of `per_layer_token_embd`, for each layer."""
+    return window.shape.integer(LAYER_EMBEDDING_LENGTH) if window.rule.layer_embeddings else 0
 
 
 def _entry_taps(window: _Window) -> tuple[Tap, ...]:
     """Where the state enters: the first window's is a row of the embedding table."""
     n_embd = window.manifest.n_embd
-    if window.begins:
-        return (Tap(source=EMBEDDING, width=n_embd),)
     taps = []
+    if columns := _layer_columns(window):
+        layers = window.layout.layers
+        offset = n_embd * sum(lane.width for lane in window.rule.lanes) + layers[0] * columns
+        taps.append(Tap(source=LAYER_EMBEDDING, offset=offset, width=len(layers) * columns))
+    if window.begins:
+        return (Tap(source=EMBEDDING, width=n_embd), *taps)
     for lane, offset in _offsets(window):
         if offset == 0 and window.layout.before:
             where = _leaves(lane, len(window.layout.before) - 1)
@@ -230,10 +247,16 @@ def _outside_pieces(window: _Window) -> list[_Piece]:
     readers = window.rule.tokens(window.shape)
     unused = window.rule.unused if readers.isdisjoint(window.layout.layers) else ()
     for tensor in parts["shared"].tensors if "shared" in parts else ():
-        if tensor.name not in unused:
+        if tensor.name == LAYER_PROJECTION and window.rule.layer_embeddings:
+            pieces.append(_projection(window, parts["shared"], tensor))
+        elif tensor.name not in unused:
             pieces.append(_of(parts["shared"], tensor))
     for tensor in parts["embedding"].tensors:
-        if tensor.name != EMBEDDING:
+        if tensor.name == LAYER_EMBEDDING:
+            columns = len(window.layout.layers) * _layer_columns(window)
+            rows = window.manifest.n_vocab if window.has_vocabulary else DUMMY_VOCABULARY
+            pieces.append(_unread(LAYER_EMBEDDING, columns, rows))
+        elif tensor.name != EMBEDDING:
             pieces.append(_of(parts["embedding"], tensor) if window.begins else _zeros(tensor))
     for tensor in _output_side(window.manifest):
         if tensor.name == OUTPUT:
@@ -245,6 +268,15 @@ def _outside_pieces(window: _Window) -> list[_Piece]:
         else:
             pieces.append(_zeros(tensor))
     return [*pieces, *_matrices(window)]
+
+
+def _projection(window: _Window, part: Part, tensor: TensorEntry) -> _Piece:
+    """The rows for the window's layers, which follow one another."""
+    layers, columns = window.layout.layers, _layer_columns(window)
+    row_bytes = tensor_bytes(tensor.ggml_type, tensor.shape[:1]) or 0
+    shape = (tensor.shape[0], len(layers) * columns)
+    skipped = layers[0] * columns * row_bytes
+    return _Piece(tensor.name, shape, tensor.ggml_type, (part, tensor), skipped)
 
 
 def _output_side(manifest: Manifest) -> tuple[TensorEntry, ...]:
@@ -291,13 +323,16 @@ def _embedding(manifest: Manifest) -> tuple[Part, TensorEntry]:
     raise UnsupportedModelError(f"{manifest.name} has no {EMBEDDING}")
 
 
-def _embedding_table(manifest: Manifest, catalogue: Catalogue) -> EmbeddingTable:
-    part, tensor = _embedding(manifest)
+def _table(manifest: Manifest, catalogue: Catalogue, name: str) -> EmbeddingTable:
+    part = manifest.by_name["embedding"]
+    tensor = next((one for one in part.tensors if one.name == name), None)
+    if tensor is None:
+        raise UnsupportedModelError(f"{manifest.name} has no {name}")
     return EmbeddingTable(
         path=catalogue.path(part.sha256),
         file_offset=tensor.offset,
         ggml_type=tensor.ggml_type,
-        n_embd=manifest.n_embd,
+        n_embd=tensor.shape[0],
         n_vocab=manifest.n_vocab,
     )
 
@@ -328,7 +363,7 @@ def _segment(catalogue: Catalogue, piece: _Piece, info: TensorInfo) -> Segment:
     if piece.origin is None:
         return Segment(info.offset, info.nbytes, None)
     part, tensor = piece.origin
-    return Segment(info.offset, info.nbytes, catalogue.path(part.sha256), tensor.offset)
+    return Segment(info.offset, info.nbytes, catalogue.path(part.sha256), tensor.offset + piece.skipped)
 
 
 def _append(segments: list[Segment], new: Segment) -> None:

@@ -16,6 +16,7 @@ from edged.store.architectures import cuts, table
 from edged.store.architectures.shape import MAX_LAYERS, Shape, main_layers
 from edged.store.catalogue import Catalogue
 from edged.store.gguf_file import Pair, ValueType, make_pair, padded, write_header
+from edged.store.index_tables import check_index_tables
 from edged.store.manifest import Manifest, MetadataEntry, Part, TensorEntry
 from edged.store.model_files import ModelFiles, SourceTensor, model_name, open_model
 from edged.store.part_file import BLOCK, disk_errors, disk_full, free_bytes
@@ -46,6 +47,7 @@ def import_model(
         raise SettingsError(f"{name!r} cannot be a model's name: use letters, digits and . _ : / -")
     files = open_model(path)
     trial = probe.try_file(files.paths[0])
+    check_index_tables(files)
     drafts = drafts_of(files)
     total = sum(draft.estimate for draft in drafts)
     if free_bytes(catalogue.scratch) < total + _SPARE:
@@ -112,11 +114,12 @@ def drafts_of(files: ModelFiles) -> list[Draft]:
     if not 1 <= n_blocks <= MAX_LAYERS:
         raise BrokenModelError(f"{files.paths[0].name} is not a usable model: it claims {n_blocks} layers")
     n_layers = _main_layers(files)
+    travels = table.has_layer_embeddings(files.architecture)
     predictions = {f"layer.{index:03d}" for index in range(n_layers, n_blocks)}
     groups: dict[str, list[SourceTensor]] = {f"layer.{index:03d}": [] for index in range(n_layers)}
     groups["embedding"] = []
     for name in sorted(files.tensors):
-        if (group := _group(name, n_blocks)) not in predictions:
+        if (group := _group(name, n_blocks, travels)) not in predictions:
             groups.setdefault(group, []).append(files.tensors[name])
     kind = make_pair("general.architecture", files.architecture, ValueType.STRING)
     drafts = [Draft(name, (kind,), tuple(tensors)) for name, tensors in groups.items()]
@@ -130,11 +133,12 @@ def _main_layers(files: ModelFiles) -> int:
     return main_layers(files.hyperparameter("block_count"), nextn)
 
 
-def _group(tensor: str, n_layers: int) -> str:
+def _group(tensor: str, n_layers: int, travels: bool) -> str:
+    """`travels`: whether the layers' embedding goes round with the state: only the first window reads it."""
     match = _LAYER.match(tensor)
     if match and int(match[1]) < n_layers:
         return f"layer.{int(match[1]):03d}"
-    if tensor.startswith("token_embd."):
+    if tensor.startswith("token_embd.") or (travels and tensor.startswith("per_layer_token_embd.")):
         return "embedding"
     if tensor.startswith("output"):
         return "output"

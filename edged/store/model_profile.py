@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from math import prod
 
 from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
+from edged.store.architectures.cuts import EMBEDDING
 from edged.store.ggml_types import layouts
-from edged.store.manifest import Manifest, Part, TensorEntry
+from edged.store.manifest import Manifest, TensorEntry
 
 _ENOUGH = 2  # a ring begins and ends at the head, so the least one has three windows
 
@@ -47,12 +48,12 @@ def _layer(manifest: Manifest, index: int, expert_share: float) -> LayerProfile:
 
 
 def _output(manifest: Manifest) -> tuple[TensorGroup, ...]:
-    sides: list[Part] = []
+    tensors: list[TensorEntry] = []
     if "output" in manifest.by_name:
-        sides.append(manifest.by_name["output"])
-    if manifest.tied:
-        sides.append(manifest.by_name["embedding"])
-    return _groups([tensor for side in sides for tensor in side.tensors], 1.0)
+        tensors += manifest.by_name["output"].tensors
+    if manifest.tied:  # the table alone: other tensors of the input side stay with the first window
+        tensors += (one for one in manifest.by_name["embedding"].tensors if one.name == EMBEDDING)
+    return _groups(tensors, 1.0)
 
 
 def _groups(tensors: Iterable[TensorEntry], expert_share: float) -> tuple[TensorGroup, ...]:

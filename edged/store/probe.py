@@ -35,6 +35,8 @@ _REHEARSAL_S = 120.0  # reads a header and plans memory
 _MOST_SAID = 300
 _LOOK_S = 0.2  # how often a caller's wish to stop is looked for
 
+_WHY = re.compile(r"GGML_(?:ASSERT|ABORT)|\.(?:c|cpp|cc|h|m|cu):\d+: |what\(\):|[Ee]rror\b")
+
 Asked = dict[str, object]
 
 
@@ -151,11 +153,14 @@ def _in_child(
         if "code" not in answer:
             return dict(answer)
         raise BY_CODE.get(answer["code"], EdgedError)(shown(answer["message"], _MOST_SAID))
-    said = err.decode("utf-8", "replace").strip().splitlines()
-    last = next((line.strip() for line in reversed(said) if line.strip()), "nothing was said")
-    raise BrokenModelError(
-        f"{name} was refused: llama.cpp {_death(status)} on it ({shown(_without_folders(last), _MOST_SAID)})"
-    )
+    raise BrokenModelError(f"{name} was refused: llama.cpp {_death(status)} on it{_last_words(err)}")
+
+
+def _last_words(err: bytes) -> str:
+    """What the dying child said of its death, in brackets; nothing where it spoke of other things only."""
+    said = (line.strip() for line in reversed(err.decode("utf-8", "replace").splitlines()))
+    why = next((line for line in said if _WHY.search(line)), "")
+    return f" ({shown(_without_folders(why), _MOST_SAID)})" if why else ""
 
 
 def _without_folders(line: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,14 @@ def subject_of(session: Session, scratch: Path, model: str, home: Path, wishes: 
     return Subject(
         file, home, manifest, placed, scratch / "logits", decided(context), wishes.n_threads, n_tokens
     )
+
+
+def architecture_of(model: str, home: Path) -> str:
+    """What the model says it is; "" where it says nothing that can be read."""
+    with contextlib.suppress(EdgedError):
+        path = Path(model)
+        return open_model(path).architecture if path.is_file() else Catalogue(home).find(model).architecture
+    return ""
 
 
 def _weights(manifest: Manifest) -> int:

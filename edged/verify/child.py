@@ -65,6 +65,8 @@ def _answer(job: Job, advance: Advance) -> Answer:
         return Failed(error)
     except MemoryError:
         return Failed(WindowError("there is not enough memory to verify the model"))
+    except Exception as error:  # noqa: BLE001 - a mistake of ours is not to look like a death by the model
+        return Failed(WindowError(f"a fault in edged itself: {type(error).__name__}: {error}"))
 
 
 def run_whole(subject: Subject, advance: Advance) -> WholeDone:

@@ -38,7 +38,7 @@ class Comparison:
         if not same.all():
             row = int(np.flatnonzero(~same.all(axis=1))[0])
             if self.first is None:
-                self.first = Place(self._frames, frame.seq, frame.start + row)
+                self.first = Place(self._frames, frame.seq, frame.start + frame.outputs[row])
             with np.errstate(invalid="ignore", over="ignore"):
                 apart = np.abs(expected.astype(np.float64) - found)[~same]
             self.largest = max(self.largest, float(np.nan_to_num(apart, nan=np.inf).max()))

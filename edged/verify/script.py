@@ -16,19 +16,32 @@ _ROLLED_BACK = 3  # positions forgotten at the end, and computed again with othe
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`tokens` of the sequence `seq` at the positions from `start` on, computed together."""
+    """`tokens` of the sequence `seq` at the positions from `start` on, computed together.
+
+    Logits are wanted of all of them, or of the last one only, as of a prompt: then libllama's last layer
+    computes a part of its rows, in another way than all.
+    """
 
     seq: int
     start: int
     tokens: tuple[int, ...]
+    last_only: bool = False
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The rows whose logits are wanted."""
+        rows = range(len(self.tokens))
+        return tuple(rows[-1:] if self.last_only else rows)
 
     @property
     def batch(self) -> Batch:
         count = len(self.tokens)
+        flags = np.zeros(count, np.bool_)
+        flags[list(self.outputs)] = True
         return Batch(
             seq_ids=np.full(count, self.seq, np.int32),
             positions=np.arange(self.start, self.start + count, dtype=np.int32),
-            outputs=np.ones(count, np.bool_),
+            outputs=flags,
         )
 
     @property
@@ -50,16 +63,20 @@ Step = Frame | Rollback
 def make_script(n_tokens: int, n_vocab: int, chunk: int, rollback: bool) -> tuple[Step, ...]:
     """`n_tokens` of one sequence: three quarters in chunks of `chunk`, the rest one by one.
 
+    Of every other chunk, the logits of the last token alone are wanted.
     Between its single tokens a second sequence has a short prompt and single tokens of its own. With
     `rollback` the first then forgets its last few positions and goes on with others. Token ids are random.
     """
     rng = np.random.default_rng(n_tokens)
 
-    def frame(seq: int, start: int, count: int) -> Frame:
-        return Frame(seq, start, tuple(int(token) for token in rng.integers(0, n_vocab, count)))
+    def frame(seq: int, start: int, count: int, last_only: bool = False) -> Frame:
+        return Frame(seq, start, tuple(int(token) for token in rng.integers(0, n_vocab, count)), last_only)
 
     prompt = n_tokens - n_tokens // 4
-    steps: list[Step] = [frame(0, start, min(chunk, prompt - start)) for start in range(0, prompt, chunk)]
+    steps: list[Step] = [
+        frame(0, start, min(chunk, prompt - start), last_only=start // chunk % 2 == 1)
+        for start in range(0, prompt, chunk)
+    ]
     beside = min(chunk, n_tokens // 4)
     steps.append(frame(1, 0, beside))
     for index, position in enumerate(range(prompt, n_tokens)):

@@ -110,13 +110,13 @@ class WholeFile:
             batch.pos[row] = frame.start + row
             batch.n_seq_id[row] = 1
             batch.seq_id[row][0] = frame.seq
-            batch.logits[row] = 1
+            batch.logits[row] = row in frame.outputs
         status = llama.llama_decode(self._context, batch)
         if status != 0:
             raise WindowError(f"llama.cpp cannot compute with the whole model ({status}): {self._fault()}")
         rows = [
             np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context, row), (self._n_vocab,)).copy()
-            for row in range(count)
+            for row in frame.outputs
         ]
         return np.stack(rows)
 
@@ -154,7 +154,7 @@ class WholeFile:
 
 
 def logits_of(whole: Whole, script: tuple[Step, ...]) -> Iterator[Logits]:
-    """The logits of each frame (n_tokens, n_vocab); ends early at a rollback that the model refuses."""
+    """The wanted logits of each frame (n_outputs, n_vocab); ends at a rollback that the model refuses."""
     for step in script:
         if isinstance(step, Rollback):
             if not whole.roll_back(step):

@@ -22,7 +22,7 @@ def logits_in_windows(
     n_threads: int,
     advance: Advance,
 ) -> Iterator[Logits]:
-    """The logits of each frame (n_tokens, n_vocab). Raises WindowError.
+    """The wanted logits of each frame (n_outputs, n_vocab). Raises WindowError.
 
     The script's tokens are known beforehand, so a window can compute all of its frames before the next one
     is loaded; what it is given, and in which order, is what it would be given in a ring.

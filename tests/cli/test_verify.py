@@ -55,8 +55,17 @@ def test_a_model_that_is_none(edged: Edged, tmp_path: Path) -> None:
     (line,) = done.err.splitlines()
     assert line.startswith("edged: none.gguf")
     found = json.loads(done.out)
-    assert (found["exact"], found["cuts"]) == (False, [])
+    assert (found["exact"], found["architecture"], found["cuts"]) == (False, "", [])
     assert line == f"edged: {found['reason']}"
+
+
+def test_a_model_that_llama_cpp_does_not_run(edged: Edged, tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "alien.gguf")
+    path.write_bytes(path.read_bytes().replace(b"llama", b"lllma"))
+    done = edged("verify", str(path), "--json")
+    found = json.loads(done.out)
+    assert (done.code, found["architecture"]) == (1, "lllma")
+    assert "unknown model architecture" in found["reason"]
 
 
 @pytest.mark.parametrize("windows", ["0", "2,x", "", "-1"])

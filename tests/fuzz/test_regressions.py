@@ -24,10 +24,11 @@ from edged.store.compose import compose
 from edged.store.gguf_file import ValueType, read_gguf
 from edged.store.importer import import_model
 from edged.store.in_place import FileCatalogue, refer_to
+from edged.store.index_tables import check_index_tables
 from edged.store.manifest import Manifest
 from edged.store.model_files import open_model
 from edged.store.vocabulary_check import check_vocabulary
-from tests.fuzz.image import Entry, Image, array, scalar, take_apart
+from tests.fuzz.image import Entry, Image, Weights, array, scalar, take_apart
 from tests.models.random_models import write_random_model
 
 SMALL = ContextOptions(n_ctx=32, n_seq_max=1, n_ubatch=16)
@@ -148,11 +149,23 @@ def test_a_tokenizer_that_asserts_there_are_no_spaces(sound: Image, tmp_path: Pa
         import_model(path, Catalogue(tmp_path / "home"))
 
 
+@pytest.mark.parametrize(("expert", "good"), [(3, True), (4, False), (-1, False), (2**31 - 1, False)])
+def test_a_table_that_names_experts_which_are_not(
+    sound: Image, tmp_path: Path, expert: int, good: bool
+) -> None:
+    table = struct.pack("<8i", 0, 1, 2, 3, 0, 1, 2, expert)
+    sound.tensors.append(Weights(b"blk.1.ffn_gate_tid2eid.weight", [2, 4], 26, table))
+    sound.entries.append(scalar("llama.expert_count", ValueType.UINT32, 4))
+    files = open_model(written(sound, tmp_path))
+    with contextlib.nullcontext() if good else pytest.raises(BrokenModelError, match="names experts beyond"):
+        check_index_tables(files)
+
+
 def test_a_layer_in_the_middle_that_cannot_be_computed(sound: Image, tmp_path: Path) -> None:
     """The first and the last layer are sound."""
     tensor = next(tensor for tensor in sound.tensors if tensor.name == b"blk.2.ffn_up.weight")
     tensor.kind = int(gguf.GGMLQuantizationType.I32)  # as many bytes as f32; there is no product of it
-    with pytest.raises(BrokenModelError, match="was refused"):
+    with pytest.raises(BrokenModelError, match=r"spoilt was refused: llama\.cpp ended with SIG[A-Z]+ on it$"):
         import_model(written(sound, tmp_path), Catalogue(tmp_path / "home"))
 
 

@@ -16,7 +16,7 @@ from edged.errors import BrokenModelError, UnsupportedModelError
 from edged.store.gguf_file import read_gguf
 from edged.store.model_files import open_model
 from tests.fuzz.image import Image, take_apart
-from tests.fuzz.mutations import MUTATIONS, spoil
+from tests.fuzz.mutations import MUTATIONS, other_name, split_keys, spoil
 from tests.models.random_models import write_random_model
 
 _READ = 300  # spoilt headers
@@ -110,3 +110,33 @@ def test_every_mutation_spoils_something(sound: Image) -> None:
             mutation(rng, image)
             changed += image.built() != before
         assert changed > 3, name
+
+
+def test_pieces_of_a_split_model_with_wrong_numbers(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "small.gguf", split_max_tensors=20)
+    pieces = sorted(tmp_path.glob("small-*.gguf"))
+    bodies = [piece.read_bytes() for piece in pieces]
+    images = [take_apart(piece) for piece in pieces]
+    whole = open_model(pieces[0]).tensors.keys()
+    rng = random.Random(6)
+    messages = set()
+    for _ in range(150):
+        for piece, body in zip(pieces, bodies, strict=True):
+            piece.write_bytes(body)
+        at = rng.randrange(len(pieces))
+        how = rng.randrange(4)
+        if how == 0:
+            pieces[at].unlink()
+        elif how == 1:
+            pieces[at].write_bytes(rng.choice(bodies))
+        else:
+            image = images[at].copy()
+            (split_keys if how == 2 else other_name)(rng, image)
+            pieces[at].write_bytes(image.built())
+        try:
+            opened = open_model(rng.choice(pieces)).tensors.keys()
+            assert how == 3 or opened == whole
+        except (BrokenModelError, UnsupportedModelError) as error:
+            messages.add(error.message)
+            assert error.message.isprintable() and len(error.message) < 400
+    assert len(messages) > 10

@@ -147,7 +147,7 @@ def _write_metadata(writer: gguf.GGUFWriter, decoder: Decoder, changed: dict[str
         **changed,
     }
     for name, value in counts.items():
-        key = f"{decoder.architecture}.{name}"
+        key = name[1:] if name.startswith("=") else f"{decoder.architecture}.{name}"
         match value:
             case None:
                 pass

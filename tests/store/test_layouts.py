@@ -47,10 +47,14 @@ SHAPES = {
 }
 
 
+def _layouts(name: str) -> Layouts:
+    return Layouts(SHAPES[name], rule_of(SHAPES[name]))
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_window_is_complete_and_in_its_place(name: str) -> None:
     shape = SHAPES[name]
-    rule = rule_of(shape.architecture)
+    rule = rule_of(shape)
     layouts = Layouts(shape, rule)
     kinds = layer_kinds(shape, rule)
     wanted = frozenset().union(*kinds)
@@ -71,7 +75,7 @@ def test_every_window_is_complete_and_in_its_place(name: str) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_windows_between_preferred_boundaries_have_no_layers_but_their_own(name: str) -> None:
     shape = SHAPES[name]
-    layouts = Layouts(shape, rule_of(shape.architecture))
+    layouts = Layouts(shape, rule_of(shape))
     preferred = layouts.preferred()
     assert set(preferred) <= set(layouts.boundaries())
     assert all(
@@ -80,13 +84,13 @@ def test_windows_between_preferred_boundaries_have_no_layers_but_their_own(name:
 
 
 def test_nothing_is_filled_in_where_nothing_is_missing() -> None:
-    assert Layouts(SHAPES["dense"], rule_of("llama")).preferred() == (1, 2, 3, 4, 5, 6)
-    assert Layouts(SHAPES["interval"], rule_of("qwen3next")).preferred() == tuple(range(4, 45, 4))
-    assert Layouts(SHAPES["layer 0 ahead"], rule_of("rwkv7")).preferred() == ()
+    assert _layouts("dense").preferred() == (1, 2, 3, 4, 5, 6)
+    assert _layouts("interval").preferred() == tuple(range(4, 45, 4))
+    assert _layouts("layer 0 ahead").preferred() == ()
 
 
 def test_fillers_come_after_where_they_cost_no_time_and_else_before() -> None:
-    layouts = Layouts(SHAPES["interval"], rule_of("qwen3next"))
+    layouts = _layouts("interval")
     assert (layouts.window(1, 2).before, layouts.window(1, 2).after) == ((), (3,))
     assert (layouts.window(47, 48).before, layouts.window(47, 48).after) == ((46,), ())
 
@@ -94,8 +98,8 @@ def test_fillers_come_after_where_they_cost_no_time_and_else_before() -> None:
 def test_a_selection_that_leaves_something_out_is_not_cut_off() -> None:
     fields = SHAPES["shared selection"].metadata
     partial = Shape("hy_v4", 6, 6, 64, 100, {**fields, "hy_v4.attention.indexer.top_k": 8})
-    assert Layouts(SHAPES["shared selection"], rule_of("hy_v4")).boundaries() == (1, 2, 3, 4, 5)
-    assert Layouts(partial, rule_of("hy_v4")).boundaries() == (3, 5)
+    assert _layouts("shared selection").boundaries() == (1, 2, 3, 4, 5)
+    assert Layouts(partial, rule_of(partial)).boundaries() == (3, 5)
 
 
 @pytest.mark.parametrize(

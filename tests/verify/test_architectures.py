@@ -17,7 +17,7 @@ from tests.verify.conftest import Verify
 
 Write = Callable[..., Path]
 RECURRENT = {
-    *("mamba", "mamba2", "rwkv6"),
+    *("mamba", "mamba2", "rwkv6", "rwkv7"),
     *(
         "falcon-h1",
         "granitehybrid",
@@ -31,6 +31,8 @@ RECURRENT = {
     ),
 }
 
+WHOLE = {"gemma3n"}  # llama.cpp knows its layers by number
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
@@ -43,7 +45,7 @@ def check(report: Report) -> None:
     assert not report.refused
 
 
-@pytest.mark.parametrize("name", decoders())
+@pytest.mark.parametrize("name", [name for name in decoders() if name not in WHOLE])
 def test_every_architecture_is_exact(name: str, verify: Verify, write: Write) -> None:
     decoder = decoders()[name]
     report = verify(write(name, "F16"), windows=(3, decoder.n_layers))
@@ -51,6 +53,24 @@ def test_every_architecture_is_exact(name: str, verify: Verify, write: Write) ->
     assert report.architecture == decoder.architecture
     assert report.rolled_back == (name not in RECURRENT)
     assert [result.cut.n_windows for result in report.cuts] == [3, decoder.n_layers]
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_what_cannot_be_cut_runs_whole_and_says_why(name: str, verify: Verify, write: Write) -> None:
+    report = verify(write(name))
+    assert report.exact
+    assert report.whole is not None
+    assert report.whole.exact
+    assert (report.cuts, report.boundaries) == ((), ())
+    assert report.reason.startswith("it runs whole only: ")
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4-dense"])
+def test_layers_that_share_a_cache_stay_together(name: str, verify: Verify, write: Write) -> None:
+    """The last three of six use the caches of layers 1 and 2."""
+    report = verify(write(name, "F16", hyperparameters={"attention.shared_kv_layers": 3}), windows=(2,))
+    check(report)
+    assert report.boundaries == (1,)
 
 
 @pytest.mark.parametrize("weights", ["F32", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "IQ4_NL", "MXFP4"])
@@ -94,6 +114,12 @@ def test_tied_embeddings_are_exact(name: str, weights: str, verify: Verify, writ
         ),
         ("llama", {"attention.head_count_kv": [2] * 6, "feed_forward_length": [384] * 6}),
         ("granite", {"embedding_scale": None}),
+        ("gemma4-dense", {"attention.head_count_kv": [2, 2, 2, 2, 2, 2]}),
+        ("apertus", {f"=xielu.{key}": 0.5 for key in ("alpha_n", "alpha_p", "beta", "eps")}),
+        ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}),
+        ("deepseek2", {"leading_dense_block_count": 1, "rope.scaling.yarn_log_multiplier": 0.1}),
+        ("minicpm", {"residual_scale": None, "embedding_scale": None, "logit_scale": None}),
+        ("grok", {"embedding_scale": None, "attention.output_scale": None, "logit_scale": None}),
         ("phi3", {"rope.scaling.original_context_length": 4096}),
         ("starcoder2", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}),
     ],

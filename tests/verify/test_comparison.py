@@ -34,6 +34,13 @@ def test_the_smallest_difference_counts_and_is_placed(row: int, column: int) -> 
     assert comparison.largest == pytest.approx(1)
 
 
+def test_a_single_wanted_row_is_the_last_one() -> None:
+    comparison = Comparison()
+    frame = Frame(seq=1, start=10, tokens=(5, 6, 7), last_only=True)
+    comparison.add(frame, logits()[:1], logits()[:1] + 1)
+    assert comparison.first == Place(0, 1, 12)
+
+
 def test_what_is_no_number_on_one_side_only_is_infinitely_far() -> None:
     both, one = logits(), logits()
     both[1, 1] = one[1, 1] = NOT_A_NUMBER

@@ -57,6 +57,13 @@ def tokens_from(steps: tuple[Step, ...], position: int) -> list[int]:
     return [token for step in found for at, token in enumerate(step.tokens, step.start) if at >= position]
 
 
+def test_the_logits_of_a_chunk_are_wanted_all_or_the_last() -> None:
+    wanted = {
+        len(frame.outputs) for frame in frames(make_script(48, 300, 16, False)) if len(frame.tokens) == 16
+    }
+    assert wanted == {1, 16}
+
+
 def test_until_a_frame() -> None:
     script = make_script(48, 300, 16, True)
     every = list(frames(script))

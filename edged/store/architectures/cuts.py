@@ -27,7 +27,7 @@ class Cuts:
 
 def cuts(shape: Shape, globals_: Iterable[str]) -> Cuts:
     """The layers before which this model may be cut. `globals_`: names of tensors outside the layers."""
-    rule = rule_of(shape.architecture)
+    rule = rule_of(shape)
     for refusal in (rule.refusal, *_REFUSALS):
         if why := refusal(shape):
             return Cuts((), (), why)

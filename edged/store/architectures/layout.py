@@ -99,7 +99,7 @@ class Layouts:
     @property
     def _free(self) -> bool:
         """Whether nothing in libllama's code depends on a layer's number."""
-        return self._period == 1
+        return self._period == 1 and not self._rule.neighbours
 
     def _longer(self, layout: Layout) -> Layout:
         end = layout.layers[-1] + 1

@@ -27,7 +27,7 @@ class Pattern:
 class Lane:
     """One part of the state that windows hand on.
 
-    read:  the tensor where it leaves a window; {last} is the number of the window's last layer, {next} one more.
+    read:  the tensor where it leaves a window; {last} is the number of its last layer, {next} one more.
     write: the tensor at which it enters the next, and is written over. "<name" is the first tensor that is
            computed from the weight of that name.
     into:  what is written over instead.
@@ -44,6 +44,9 @@ class Lane:
     read_at_end: str = ""
     width: int = 1
     first_only: bool = False
+
+
+LAYER_EMBEDDING_LENGTH = "embedding_length_per_layer_input"
 
 
 def state(write: str = "embd", read: str = "l_out-{last}", width: int = 1) -> tuple[Lane, ...]:
@@ -65,6 +68,9 @@ class Rule:
     after_0:  whether windows begin with a copy of layer 0, whose outcome is not used.
     begin:    the layer at which a window must begin so that another finds what it shares with earlier ones;
               `begins` whether that helps.
+    neighbours: whether a window's layers must follow one another, fillers included.
+    layer_embeddings: whether every layer has columns of `per_layer_token_embd` and rows of
+              `per_layer_model_proj`; the former travel with the state.
     counts:   numbers of layers that a window must not have, since libllama takes them for another model.
     tokens:   the layers that look at tokens.
     dummies:  whether a window that yields no logits makes do with an output matrix of a few rows.
@@ -85,6 +91,8 @@ class Rule:
     after_0: Callable[[Shape], bool] = derived.never
     begin: Callable[[Shape, int], int] = derived.anywhere
     begins: Callable[[Shape, int], bool] = derived.at_any
+    neighbours: bool = False
+    layer_embeddings: bool = False
     counts: tuple[int, ...] = ()
     tokens: Callable[[Shape], frozenset[int]] = derived.no_tokens
     dummies: bool = True
@@ -103,6 +111,8 @@ _FIRST_VALUES = Lane(
 )  # every layer of RWKV 7 mixes in the values of the first
 _MASKED = derived.because("it fills in masked text instead of continuing it")
 
+
+WITH_LAYER_EMBEDDINGS = "with layer embeddings: "
 
 RULES: dict[str, Rule] = {
     "afmoe": Rule(state("inp_embd_scaled"), periods=(4,), pattern=Pattern(4)),
@@ -133,7 +143,15 @@ RULES: dict[str, Rule] = {
         kinds=derived.not_sliding,
         begins=derived.before_shared_keys,
         written=derived.shared_keys,
-        refusal=derived.unless_zero("embedding_length_per_layer_input", "every layer has its own embedding"),
+    ),
+    WITH_LAYER_EMBEDDINGS + "gemma4": Rule(
+        # libllama projects the embedding for each layer, after the first has begun
+        (Lane(write="inp_scaled"), Lane("inp_scaled", "pe_in-0", "inp_scaled", first_only=True)),
+        kinds=derived.not_sliding,
+        neighbours=True,
+        begins=derived.before_shared_keys,
+        written=derived.shared_keys,
+        layer_embeddings=True,
     ),
     "glm5-next": Rule(
         state("hc_init", width=4),
@@ -216,8 +234,8 @@ RULES: dict[str, Rule] = {
 # that name and needs no second one.
 TIED_OUTPUT = _names(
     """
-    afmoe arcee arctic bailingmoe3 bloom chameleon chatglm cogvlm cohere2moe command-r deci deepseek deepseek2
-    deepseek32 dots3note dream ernie4_5 ernie4_5-moe exaone exaone4 falcon falcon-h1 gemma gemma2
+    afmoe arcee arctic bailingmoe3 bloom chameleon chatglm cogvlm cohere2moe command-r deci deepseek
+    deepseek2 deepseek32 dots3note dream ernie4_5 ernie4_5-moe exaone exaone4 falcon falcon-h1 gemma gemma2
     gemma3 gemma4 glm-dsa glm4 glm4moe gpt2 granite granite_swa granitehybrid granitemoe grok grovemoe
     hunyuan-moe hunyuan_vl hy_v3 jais2 jamba laguna lfm2 lfm2moe llada llama llama4 maincoder mamba mamba2
     minicpm minicpm3 minimax-01 mistral3 mpt nanbeige olmo openelm phi3 plamo2 plamo3 plm qwen2 qwen2vl
@@ -230,19 +248,27 @@ TIED_OUTPUT = _names(
 # Compared with the whole model like those in RULES, and exact with nothing but renumbering.
 PLAIN = _names(
     """
-    apertus arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek deepseek32 dots1
-    ernie4_5 exaone falcon falcon-h1 glm-dsa glm4 glm4moe gptneox grok grovemoe hunyuan-dense hunyuan-moe
-    hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder mamba mamba2 maple mimo2 minimax-m2 minimax-m3
-    mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plm
-    pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact rwkv6qwen2 seed_oss spark2_5 stablelm starcoder2 xverse
+    apertus arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell cogvlm dbrx deci deepseek
+    deepseek32 dots1 ernie4_5 exaone falcon falcon-h1 glm-dsa glm4 glm4moe gptneox grok grovemoe
+    hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama llama-embed maincoder mamba mamba2
+    maple mimo2 minimax-m2 minimax-m3 mistral3 mistral4 nemotron olmo olmoe openelm orion paddleocr
+    pangu-embedded phi2 phi3 phimoe plamo plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact
+    rwkv6qwen2 seed_oss spark2_5 stablelm starcoder2 xverse
     """
 )
 
 _UNKNOWN = Rule(state("<token_embd.weight"), written=derived.unscaled)
 
 
-def rule_of(architecture: str) -> Rule:
-    return RULES.get(architecture, _PLAIN if architecture in PLAIN else _UNKNOWN)
+def rule_of(shape: Shape) -> Rule:
+    name = shape.architecture
+    if shape.integer(LAYER_EMBEDDING_LENGTH) and WITH_LAYER_EMBEDDINGS + name in RULES:
+        name = WITH_LAYER_EMBEDDINGS + name
+    return RULES.get(name, _PLAIN if name in PLAIN else _UNKNOWN)
+
+
+def has_layer_embeddings(architecture: str) -> bool:
+    return WITH_LAYER_EMBEDDINGS + architecture in RULES
 
 
 def is_known(architecture: str) -> bool:
