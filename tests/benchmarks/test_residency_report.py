@@ -1,4 +1,4 @@
-"""The arithmetic of the figures about models larger than memory, and that lines of results come back whole."""
+"""The arithmetic of the figures about models larger than memory; and lines of results come back whole."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def test_a_case_that_failed_says_why_in_its_line() -> None:
 
 
 def test_plots_are_well_formed(tmp_path: Path) -> None:
-    written = plots([TAKEN, replace(TAKEN, case=replace(CASE, fits=50)), Measurement(LIBRARY)], tmp_path)
+    written = plots(
+        [TAKEN, replace(TAKEN, case=replace(CASE, fits=50)), Measurement(LIBRARY, token_s=(0.9,))], tmp_path
+    )
     assert len(written) == 4
     for path in written:
         texts = [element.text for element in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]

@@ -118,11 +118,12 @@ def _add_matrix(
     if values <= 2**18:  # a small model: true random values, quantised as usual
         exact = _small(rng, name, dimensions)
         data = exact if kind == "F32" else gguf.quants.quantize(exact, raw_type)
-    else:  # a large one: the same few million values again and again
+    else:  # a large one: the same few million values again and again, from another place in each tensor
         tile = tiles.get(kind)
         if tile is None:
             tile = tiles[kind] = _tile(rng, kind)
-        data = np.resize(tile, values // block * block_bytes)
+        start = int(rng.integers(_TILE_VALUES // block)) * block_bytes
+        data = np.resize(np.roll(tile, -start), values // block * block_bytes)
         data = data.view(np.float32) if kind == "F32" else data
     if kind == "F32":
         writer.add_tensor(name, data.reshape(dimensions[::-1]))
