@@ -1,4 +1,4 @@
-"""A model larger than memory: the same answers, nobody killed, no swap, nothing read that could have stayed."""
+"""A model larger than memory: the same answers, nobody killed, no swap, nothing read that could stay."""
 
 from __future__ import annotations
 
