@@ -3,6 +3,7 @@
 #include <ggml-backend.h>
 
 #include "buffer_census.hpp"
+#include "residency.hpp"
 
 namespace edged {
 
@@ -23,12 +24,21 @@ void Capture::disarm() {
 
 bool Capture::on_eval(ggml_tensor* tensor, bool ask, void* self) {
     auto& capture = *static_cast<Capture*>(self);
-    if (ask) return capture.wants(tensor);
+    Residency* residency = capture.residency_;
+    if (ask) {
+        const bool stop = residency != nullptr && residency->on_ask(tensor);
+        return capture.wants(tensor) || stop;
+    }
+    if (residency != nullptr) {
+        residency->on_stop();
+        if (!residency->failure().empty()) return false;
+        if (!capture.wants(tensor)) return true;
+    }
     capture.take(tensor);
     return false;  // nothing after this tensor is needed
 }
 
-bool Capture::wants(ggml_tensor* tensor) {
+bool Capture::wants(const ggml_tensor* tensor) {
     if (census_ != nullptr) {
         census_->count(tensor);
         if (!name_.empty() && name_ == ggml_get_name(tensor) && tensor->ne[0] > 0) {

@@ -17,11 +17,15 @@ struct BufferBytes {
 };
 
 class BufferCensus;
+class Residency;
 
 // The eval callback of a context. Off, it lets the graph run undisturbed.
 class Capture {
   public:
     explicit Capture(std::string name) : name_(std::move(name)) {}
+
+    // Tell `residency` of every node from now on, so that its weights are there.
+    void attend(Residency* residency) { residency_ = residency; }
 
     // Until `disarm`: copy row i of the tensor to row rows[i] of `to` (width floats each).
     void arm(float* to, int64_t width, std::span<const int32_t> rows);
@@ -39,7 +43,7 @@ class Capture {
     static bool on_eval(ggml_tensor* tensor, bool ask, void* self);
 
   private:
-    bool wants(ggml_tensor* tensor);
+    bool wants(const ggml_tensor* tensor);
     void take(ggml_tensor* tensor);
 
     std::string name_;
@@ -47,6 +51,7 @@ class Capture {
     int64_t width_ = 0;
     std::span<const int32_t> rows_;
     BufferCensus* census_ = nullptr;
+    Residency* residency_ = nullptr;
     bool taken_ = false;
     std::string problem_;
     int64_t surveyed_width_ = 0;

@@ -18,6 +18,7 @@
 #include "capture.hpp"
 #include "composed_file.hpp"
 #include "embedding_rows.hpp"
+#include "residency.hpp"
 
 namespace edged {
 
@@ -42,6 +43,7 @@ struct WindowOptions {
     std::string kv_type = "f16";
     std::string flash_attention = "auto";
     int64_t n_gpu_layers = 0;
+    std::optional<ResidencyOptions> residency;  // none: libllama holds all weights in memory
 };
 
 struct BatchView {
@@ -73,7 +75,9 @@ class Window {
     int last() const { return last_; }
     int64_t width() const { return width_; }
     int64_t n_vocab() const { return n_vocab_; }
-    BufferBytes memory() const { return memory_; }
+    BufferBytes memory() const;
+    ResidencyBytes residency() const;
+    std::vector<int64_t> streamed() const;
     bool takes_tokens() const { return first_ == 0; }
     bool yields_logits() const { return !capture_name_.has_value(); }
 
@@ -88,7 +92,9 @@ class Window {
     void clear();
 
     // Makes the run in progress, if any, end with an error. From any thread.
-    void cancel() { cancelled_ = true; }
+    void cancel();
+    // Changes which layers (counted from the window's first) are read for every run; results stay the same.
+    void stream(const std::vector<int64_t>& layers);
     // Frees everything; idempotent. Cancels a run in progress and waits for its end.
     void close();
 
@@ -96,6 +102,7 @@ class Window {
     void load(const WindowSource& source, const Progress& progress);
     void create_context();
     void survey();
+    static bool on_abort_check(void* window);
 
     void check_open() const;
     int32_t check_sequence(int64_t seq) const;
@@ -124,10 +131,16 @@ class Window {
     int n_pos_per_row_ = 1;  // M-RoPE takes four positions per hidden state
     BufferBytes memory_;
 
+    void note_residency();
+
     mutable std::mutex lock_;
+    mutable std::mutex figures_lock_;  // of the two below: they are read while a run holds lock_
+    ResidencyBytes residency_bytes_;
+    std::vector<int64_t> streamed_;
     std::atomic<bool> cancelled_{false};
     std::optional<EmbeddingRows> embedding_;
     Capture capture_;
+    std::unique_ptr<Residency> residency_;
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model_{nullptr, llama_model_free};
     std::unique_ptr<llama_context, decltype(&llama_free)> context_{nullptr, llama_free};
 

@@ -5,6 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+class Streamer:
+    def __init__(self, read_ahead: int) -> None: ...
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]: ...
+    def close(self) -> None: ...
+
 class Window:
     def __init__(
         self,
@@ -24,6 +30,7 @@ class Window:
         kv_type: str,
         flash_attention: str,
         n_gpu_layers: int,
+        residency: tuple[Streamer, str, list[str], list[int]] | None,
         progress: Callable[[float], None] | None,
     ) -> None: ...
     @property
@@ -34,6 +41,11 @@ class Window:
     def width(self) -> int: ...
     @property
     def memory(self) -> tuple[int, int, int]: ...
+    @property
+    def residency(self) -> tuple[int, int, int]: ...
+    @property
+    def streamed(self) -> list[int]: ...
+    def stream(self, layers: list[int]) -> None: ...
     def run(
         self,
         seq_ids: npt.NDArray[np.int32],

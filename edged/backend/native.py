@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edged.backend import _native
+from edged.backend.residency import Residency, ResidencyBytes
 from edged.backend.source import WindowSource
 from edged.backend.window import Batch, Hidden, KvOp, Logits, Tokens, WindowMemory
 from edged.errors import WindowError
@@ -73,8 +74,10 @@ def load_window(
     n_threads: int,
     n_gpu_layers: int = 0,
     progress: Callable[[float], None] | None = None,
+    residency: Residency | None = None,
 ) -> NativeWindow:
     """Loads a window into memory. `n_gpu_layers` of its layers, the last ones, go to a ggml GPU backend.
+    `residency` says which are streamed; without it libllama holds all of them in memory.
 
     `progress` is called from this thread with the share done, 0.0 to 1.0; an exception in it ends the
     load and is raised. Raises WindowError.
@@ -102,6 +105,7 @@ def load_window(
             kv_type=context.kv_type,
             flash_attention=context.flash_attention,
             n_gpu_layers=n_gpu_layers,
+            residency=None if residency is None else residency.native(),
             progress=progress,
         )
     finally:
@@ -135,6 +139,26 @@ class NativeWindow:
     def memory(self) -> WindowMemory:
         weights, kv, compute = self._window.memory
         return WindowMemory(weights=weights, kv=kv, compute=compute)
+
+    @property
+    def residency(self) -> ResidencyBytes:
+        return ResidencyBytes(*self._window.residency)
+
+    @property
+    def streamed(self) -> tuple[int, ...]:
+        """The layers that are read for every run, counted from the window's first."""
+        return tuple(self._window.streamed)
+
+    def stream(self, layers: Sequence[int]) -> None:
+        """Changes which layers are streamed; what the window computes stays the same.
+
+        Waits for the run in progress. Raises WindowError where a layer cannot be written to or read from the
+        disk; the window goes on with the layers that it could place.
+        """
+        try:
+            self._window.stream(list(layers))
+        finally:
+            _pass_on_log()
 
     def run(self, batch: Batch, inputs: Tokens | Hidden) -> Hidden:
         return self._call(self._window.run, batch, inputs)
