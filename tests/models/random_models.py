@@ -141,7 +141,8 @@ def _tile(rng: np.random.Generator, kind: str) -> np.ndarray:
     if kind == "F16":
         return (rng.standard_normal(_TILE_VALUES, dtype=np.float32) * 0.02).astype(np.float16).view(np.uint8)
     blocks = rng.integers(0, 256, (_TILE_VALUES // block, block_bytes), dtype=np.uint8)
-    scale = np.array([0.002], np.float16).view(np.uint8)
+    signs = rng.choice(np.array([-0.002, 0.002], np.float16), len(blocks))  # no mean that drowns the rest
+    scale = signs.view(np.uint8).reshape(-1, 2)
     starts = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
     for start in starts[kind]:
         blocks[:, start : start + 2] = scale
