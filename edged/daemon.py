@@ -16,8 +16,6 @@ import grpc
 
 from edged import __version__
 from edged.api.server import HttpServer
-from edged.backend import native
-from edged.backend.source import WindowSource
 from edged.cluster.admission import Admission
 from edged.cluster.coordinator import Coordinator
 from edged.cluster.discovery import Announcement, DiscoveredPeer, Discovery, Role
@@ -32,7 +30,9 @@ from edged.cluster.membership import Membership
 from edged.cluster.neighbours import Neighbours
 from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
-from edged.device.local_device import measure_speed, profile
+from edged.device.good_guest import GoodGuest
+from edged.device.layer_keeper import LayerKeeper
+from edged.device.local_device import available_memory, measure_speed, memory_total, profile
 from edged.errors import EdgedError, PlanError
 from edged.frontdoor.service import FrontDoorService
 from edged.node.belonging import coordinator_address, leads, settle
@@ -212,23 +212,24 @@ class Daemon:
     def _worker(
         self, on_result: Callable[[Result], None], on_broken: Callable[[int, EdgedError], None]
     ) -> Worker:
-        def load(
-            source: WindowSource, context: ContextOptions, gpu_layers: int, progress: Callable[[float], None]
-        ) -> native.NativeWindow:
-            return native.load_window(source, context, self._settings.threads, gpu_layers, progress)
-
+        layers = LayerKeeper(self._settings.threads, self._catalogue.images)
+        self._stack.callback(layers.close)
         worker = Worker(
             device=self._identity.device,
             name=self._identity.name,
             catalogue=self._catalogue,
-            load_window=load,
+            load_window=layers.load,
             try_model=lambda manifest: try_windows(manifest, self._catalogue),
             transport=self._transport,
             surroundings=self._neighbours,
             on_result=on_result,
             on_broken=on_broken,
             say=self._say,
+            place_window=layers.place,
+            residency=layers.figures,
         )
+        guest = GoodGuest(layers, memory_total(), available_memory, self._say)
+        self._stack.callback(guest.close)
         self._held = lambda: worker.memory_held
         self._call_off.append(worker.call_off)
         return worker

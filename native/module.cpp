@@ -147,6 +147,7 @@ NB_MODULE(_native, m) {
                          return std::make_tuple(counts.read, counts.wasted, counts.waits, counts.waited_us,
                                                 counts.slots);
                      })
+        .def("set_read_ahead", &edged::Streamer::set_read_ahead, "bytes"_a, unlocked)
         .def("close", &edged::Streamer::close, unlocked);
 
     nb::class_<edged::Window>(m, "Window")

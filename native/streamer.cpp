@@ -92,6 +92,23 @@ void Streamer::make_slots(uint64_t slot_bytes, Lock& lock) {
     counts_.slots = n_slots * slot_bytes_;
 }
 
+void Streamer::set_read_ahead(uint64_t bytes) {
+    Lock lock(lock_);
+    if (bytes == read_ahead_) return;
+    read_ahead_ = bytes;
+    if (slot_bytes_ == 0) return;
+    ++changing_;
+    news_.wait(lock, [&] { return loading_.empty(); });
+    try {
+        make_slots(slot_bytes_, lock);
+    } catch (...) {
+        --changing_;
+        throw;
+    }
+    --changing_;
+    work_.notify_all();
+}
+
 void Streamer::begin(const void* owner) {
     const Lock lock(lock_);
     for (const Owner& known : owners_) {

@@ -76,6 +76,8 @@ class Streamer {
     // The units of `owner` from now on, in order of use; owners take their turns by `order`. No unit may be
     // larger than `slot_bytes`. Waits for reads under way. Throws WindowFailure.
     void set_units(const void* owner, int order, std::vector<StreamUnit*> units, uint64_t slot_bytes);
+    // Changes the read-ahead; waits for runs in progress.
+    void set_read_ahead(uint64_t bytes);
     // `owner` begins a run: its first unit is the next one to be used.
     void begin(const void* owner);
     // Where the unit lies; it stays until `release`. Waits for it. Throws WindowFailure where it cannot be
@@ -113,7 +115,7 @@ class Streamer {
     void make_slots(uint64_t slot_bytes, Lock& lock);
     size_t distance(const StreamUnit& unit) const;
 
-    const uint64_t read_ahead_;
+    uint64_t read_ahead_;
     mutable std::mutex lock_;
     std::condition_variable work_;
     std::condition_variable news_;

@@ -236,6 +236,7 @@ void Window::cancel() {
 void Window::stream(const std::vector<int64_t>& layers) {
     const std::lock_guard guard(lock_);
     check_open();
+    if (!residency_ && layers.empty()) return;
     if (!residency_) throw WindowFailure("the window was loaded to stay in memory as a whole");
     try {
         residency_->stream(layers);

@@ -8,6 +8,7 @@ batches and which sequence id a request has do not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -123,6 +124,12 @@ class FakeWindow:
             case _:
                 raise WindowError(f"unknown KV operation {op.kind!r}")
         return True
+
+    def stream(self, layers: Sequence[int]) -> None:
+        """Nothing is on disk here; only the numbers are looked at."""
+        for layer in layers:
+            if not 0 <= layer < len(self._open()):
+                raise WindowError(f"the window has no layer {layer} to be streamed")
 
     def close(self) -> None:
         self._layers = None

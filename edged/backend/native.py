@@ -122,6 +122,7 @@ class NativeWindow:
 
     def __init__(self, window: _native.Window) -> None:
         self._window = window
+        self._open = True
 
     @property
     def first(self) -> int:
@@ -199,6 +200,11 @@ class NativeWindow:
         """Makes the run in progress, if any, end with WindowError. From any thread."""
         self._window.cancel()
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     def close(self) -> None:
+        self._open = False
         self._window.close()
         _pass_on_log()

@@ -46,9 +46,44 @@ class Streamer:
         read, wasted, waits, waited, slots = self._streamer.counts
         return StreamCounts(read, wasted, waits, waited * MICROSECOND, slots)
 
+    def set_read_ahead(self, read_ahead: int) -> None:
+        """Changes how many bytes may be held; waits for runs in progress. Raises WindowError."""
+        self._streamer.set_read_ahead(read_ahead)
+
     def close(self) -> None:
         """Ends its threads; idempotent."""
         self._streamer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where the plan wants a window's layers.
+
+    gpu_layers: how many are on a GPU.
+    streamed:   the layers that are streamed, counted from the window's first.
+    read_ahead: bytes that this device may hold for streamed layers, of all its windows together.
+    keys:       as in `Residency`.
+    """
+
+    keys: tuple[str, ...]
+    gpu_layers: int = 0
+    streamed: tuple[int, ...] = ()
+    read_ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyFigures:
+    """A device's layers now, and what its streamer has done since the daemon started. Bytes, seconds."""
+
+    resident: int = 0
+    locked: int = 0
+    streamed: int = 0  # per token
+    read_ahead: int = 0  # taken by the slots
+    read: int = 0
+    wasted: int = 0
+    waits: int = 0
+    waited: float = 0.0
+    given_up: int = 0  # layers that are streamed because memory has become short, against the plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +103,3 @@ class Residency:
     def native(self) -> tuple[_native.Streamer, str, list[str], list[int]]:
         """As the native module takes it."""
         return self.streamer._streamer, str(self.images), list(self.keys), list(self.streamed)
-
-
-def spread(n_layers: int, streamed: int) -> tuple[int, ...]:
-    """`streamed` of `n_layers` layers, evenly spread: while one is read, those before it are computed."""
-    return tuple((index + 1) * n_layers // streamed - 1 for index in range(streamed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -88,6 +89,13 @@ class Window(Protocol):
 
     def apply(self, op: KvOp) -> bool:
         """Change KV state; False if this model cannot (recurrent state cannot be rolled back)."""
+        ...
+
+    def stream(self, layers: Sequence[int]) -> None:
+        """Change which layers (counted from the window's first) are read from disk for every run.
+
+        Results stay the same. Raises WindowError where a layer can be neither kept nor read.
+        """
         ...
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from edged.cluster.switch import RingMember, switch
 from edged.errors import EdgedError, OverloadedError, PeerLostError, PlanError, RingBrokenError
 from edged.planning.balance import plan_balanced
 from edged.planning.context import with_longest_context
+from edged.planning.overflow import plan_overflowing
 from edged.planning.plan import ContextOptions, LeftOut, Plan
 from edged.planning.profile import DeviceProfile
 from edged.rpc.messages import Progress
@@ -337,16 +338,12 @@ class Coordinator:
 
     def _plan(self, manifest: Manifest, peers: dict[str, Peer]) -> Plan:
         me = self._profile()
-        plan = with_longest_context(
+        plan = _plan_with(
             self._wish(manifest),
-            manifest.n_ctx_train,
-            partial(
-                _plan_with,
-                epoch=max(self._last_epoch(), self._state.epoch) + 1,
-                head=me.device,
-                devices=[me, *(peer.profile for peer in peers.values())],
-                manifest=manifest,
-            ),
+            manifest,
+            epoch=max(self._last_epoch(), self._state.epoch) + 1,
+            head=me.device,
+            devices=[me, *(peer.profile for peer in peers.values())],
         )
         shunned = tuple(LeftOut(device=device, reason=why) for device, why in self._shunned.reasons().items())
         return plan.model_copy(update={"left_out": plan.left_out + shunned})
@@ -459,8 +456,19 @@ def _company(peers: dict[str, Peer]) -> Company:
 
 
 def _plan_with(
-    context: ContextOptions, *, epoch: int, head: str, devices: list[DeviceProfile], manifest: Manifest
+    wish: ContextOptions, manifest: Manifest, *, epoch: int, head: str, devices: list[DeviceProfile]
 ) -> Plan:
-    return plan_balanced(
-        epoch=epoch, head=head, devices=devices, model=model_profile(manifest), context=context
-    )
+    """In memory if any context allows it, otherwise with layers streamed from disk."""
+    refusal: PlanError | None = None
+    for planner in (plan_balanced, plan_overflowing):
+        plan_with = partial(planner, epoch=epoch, head=head, devices=devices, model=model_profile(manifest))
+        try:
+            return with_longest_context(wish, manifest.n_ctx_train, _of_context(plan_with))
+        except PlanError as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def _of_context(plan_with: Callable[..., Plan]) -> Callable[[ContextOptions], Plan]:
+    return lambda context: plan_with(context=context)

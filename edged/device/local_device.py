@@ -18,15 +18,27 @@ RUNTIME_BYTES = 160 * 2**20  # the daemon itself: 116 MiB when idle, 22 the chil
 MEASURED_SHARE = 8  # a measurement takes one part in so many of the memory for models
 
 
+def available_memory() -> int:
+    """Bytes that could be taken now without pushing anything out, within the limits of containers."""
+    free = psutil.virtual_memory().available
+    if (cgroup := tightest_limit()) is not None:
+        free = min(free, cgroup.available)
+    return int(free)
+
+
+def memory_total() -> int:
+    """Bytes of memory that this process may use at most."""
+    cgroup = tightest_limit()
+    total = int(psutil.virtual_memory().total)
+    return total if cgroup is None else min(total, cgroup.limit)
+
+
 def memory_budget(cap: int | None, held: int) -> int:
     """Bytes edged may hold in layers and caches: what is free now and what it holds already, within limits.
 
     cap: the user's own limit (--memory), None for none.  held: bytes of windows loaded at this moment.
     """
-    free = psutil.virtual_memory().available
-    if (cgroup := tightest_limit()) is not None:
-        free = min(free, cgroup.available)
-    budget = int(free * (1 - KEEP_FREE)) + held
+    budget = int(available_memory() * (1 - KEEP_FREE)) + held
     if cap is not None:
         budget = min(budget, cap)
     return max(0, budget - RUNTIME_BYTES)

@@ -34,6 +34,7 @@ class Hop(Document):
     last: int = Field(ge=1)
     streamed: int = Field(default=0, ge=0)  # of these layers, how many are read again for every token
     gpu_layers: int = Field(default=0, ge=0)
+    read_ahead: int = Field(default=0, ge=0)  # streamed layers that its device's read-ahead buffer holds
 
     @property
     def n_layers(self) -> int:

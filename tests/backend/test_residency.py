@@ -1,4 +1,4 @@
-"""Streamed layers: the same logits bit for bit, the least bytes from disk, and what happens without the disk."""
+"""Streamed layers: the same logits bit for bit, the least bytes from disk, what happens without the disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pytest
 
 from edged.backend.native import NativeWindow, load_window
-from edged.backend.residency import Residency, Streamer, spread
+from edged.backend.residency import Residency, Streamer
 from edged.backend.window import Batch, KvOp
 from edged.errors import WindowError
 from edged.planning.plan import ContextOptions
+from edged.planning.streamed import spread
 from edged.store import probe
 from edged.store.architecture import RULES
 from edged.store.catalogue import Catalogue
