@@ -9,6 +9,7 @@
 
 #include "error.hpp"
 #include "llama_log.hpp"
+#include "unheld_buffer.hpp"
 
 // Exported by libllama for its own tools; the build is pinned to one exact version of it.
 const std::vector<std::pair<std::string, ggml_tensor*>>& llama_internal_get_tensor_map(const llama_model*);
@@ -18,7 +19,6 @@ namespace edged {
 namespace {
 
 constexpr uint64_t kLeastBytes = 32U << 10;  // what is smaller (norms, biases) stays with libllama, resident
-constexpr size_t kAlignment = 64;            // of any buffer's start
 
 using Model = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 using Index = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
@@ -91,13 +91,6 @@ void Placement::find_weights(const llama_model* model, const gguf_context* index
 }
 
 void Placement::make_pattern() {
-    // A type of buffer in host memory that libllama knows but never chooses by itself.
-    elsewhere_bytes_.resize(2 * kAlignment);
-    void* start = elsewhere_bytes_.data();
-    size_t room = elsewhere_bytes_.size();
-    std::align(kAlignment, kAlignment, start, room);
-    elsewhere_.reset(ggml_backend_cpu_buffer_from_ptr(start, kAlignment));
-
     std::set<std::string> roles;
     for (const Weight& weight : weights_) roles.insert(layer_and_role(weight.name)->second);
     for (const std::string& role : roles) pattern_ += (pattern_.empty() ? "" : "|") + escaped(role);
@@ -107,7 +100,7 @@ void Placement::make_pattern() {
 const llama_model_tensor_buft_override* Placement::overrides() {
     overrides_.clear();
     if (!pattern_.empty()) {
-        overrides_.push_back({pattern_.c_str(), ggml_backend_buffer_get_type(elsewhere_.get())});
+        overrides_.push_back({pattern_.c_str(), unheld_buffer_type()});
     }
     overrides_.push_back({nullptr, nullptr});
     return overrides_.data();

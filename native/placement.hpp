@@ -56,9 +56,6 @@ class Placement {
     std::vector<Weight> weights_;
     std::string pattern_;
     std::vector<llama_model_tensor_buft_override> overrides_;
-    Buffer elsewhere_{nullptr,
-                      ggml_backend_buffer_free};  // its type is where libllama puts what it does not hold
-    std::vector<char> elsewhere_bytes_;
     std::map<ggml_backend_buffer_type_t, Buffer> stand_ins_;
 };
 
