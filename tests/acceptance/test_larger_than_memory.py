@@ -28,8 +28,9 @@ MODEL = "large"
 SHAPE = Shape(
     n_layers=30, n_embd=2048, n_heads=16, n_kv_heads=4, n_ff=8192, n_vocab=2000, n_ctx=2048
 )  # 34 MB a layer in Q4_0
-OF_MODEL = 0.4  # what one of two devices may hold of it
-ROOMIER = 0.7
+PROGRAM = 192 * 2**20  # bytes of a device's limit for the daemon itself; what follows is for the model
+ALONE = 0.5  # of the model
+EACH = 0.4  # of it, for one of two devices
 WORK = ("--ctx", "512", "--parallel", "1")
 PROMPTS = tuple(tuple(300 + (37 + start) * number % 1600 for number in range(8, 20)) for start in range(4))
 TOKENS = 8
@@ -48,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def limited(home: Home, name: str, model: Path, share: float) -> Device:
     try:
-        return home.device(name, memory=str(int(model.stat().st_size * share)))
+        return home.device(name, memory=str(PROGRAM + int(model.stat().st_size * share)))
     except LabUnavailableError as missing:
         pytest.skip(str(missing))
 
@@ -64,14 +65,14 @@ def start_head(device: Device, model: Path) -> Daemon:
 @pytest.fixture
 def alone(home: Home, model: Path) -> Cluster:
     """One device, too small for the model."""
-    return Cluster(home, [start_head(limited(home, "nuc", model, ROOMIER), model)])
+    return Cluster(home, [start_head(limited(home, "nuc", model, ALONE), model)])
 
 
 @pytest.fixture
 def pair(home: Home, model: Path) -> Cluster:
     """Two devices that together hold less than the model."""
-    head = start_head(limited(home, "nuc", model, OF_MODEL), model)
-    return Cluster(home, [head, join(head, limited(home, "pi", model, OF_MODEL), *WORK)])
+    head = start_head(limited(home, "nuc", model, EACH), model)
+    return Cluster(home, [head, join(head, limited(home, "pi", model, EACH), *WORK)])
 
 
 def load(cluster: Cluster, devices: int) -> Plan:
