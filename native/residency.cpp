@@ -23,7 +23,10 @@ Residency::Residency(ResidencyOptions options, int order, Placement placement, M
       placement_(std::move(placement)),
       make_file_(std::move(make_file)) {}
 
-Residency::~Residency() { options_.streamer->set_units(this, order_, {}, 0); }
+Residency::~Residency() {
+    options_.streamer->set_units(this, order_, {}, 0);
+    options_.streamer->spend(this, 0);
+}
 
 std::set<int64_t> Residency::checked(const std::vector<int64_t>& layers) const {
     for (const int64_t layer : layers) {
@@ -38,59 +41,100 @@ void Residency::load(const llama_model* model, const std::function<bool(float)>&
     placement_.adopt(model);
     std::map<int, std::vector<Weight*>> by_layer;
     for (Weight& weight : placement_.weights()) by_layer[weight.layer].push_back(&weight);
-    uint64_t total = 0;
-    uint64_t largest = 0;
     for (size_t i = 0; i < options_.keys.size(); ++i) {
-        layers_.push_back(std::make_unique<LayerWeights>(by_layer[static_cast<int>(i)],
-                                                         options_.images + "/" + options_.keys[i]));
-        total += layers_.back()->bytes();
-        for (const Weight* weight : layers_.back()->weights()) {
-            layer_of_[weight->tensor] = layers_.back().get();
-            largest = std::max(largest, whole_pages(weight->memory_bytes));
-        }
+        add_layer(by_layer[static_cast<int>(i)], options_.images + "/" + options_.keys[i]);
     }
     if (layer_of_.size() != placement_.weights().size()) {
         throw WindowFailure("the window has more layers than it has names for their images");
     }
-    slot_bytes_ = largest;
-    pages_ = Pages(total);
-    nothing_ = Pages(largest);
-    uint64_t at = 0;
-    for (const auto& layer : layers_) {
-        layer->settle(pages_, at);
-        at += layer->bytes();
+    uint64_t total = 0;
+    for (const Layer& layer : layers_) {
+        total += layer.dense->bytes() + (layer.experts ? layer.experts->weights().bytes() : 0);
     }
-    for (const auto& [tensor, layer] : layer_of_) {
-        const_cast<ggml_tensor*>(tensor)->data = nothing_.data();
+    pages_ = Pages(total);
+    nothing_ = Pages(slot_bytes_);
+    uint64_t at = 0;
+    for (const Layer& layer : layers_) {
+        layer.dense->settle(pages_, at);
+        at += layer.dense->bytes();
+        for (const Weight* weight : layer.dense->weights()) weight->tensor->data = nothing_.data();
+        if (!layer.experts) continue;
+        layer.experts->settle(pages_, at);
+        at += layer.experts->weights().bytes();
     }
     put_up(checked(options_.streamed), report);
 }
 
+void Residency::add_layer(std::vector<Weight*> weights, const std::string& image_stem) {
+    const auto first_expert =
+        std::stable_partition(weights.begin(), weights.end(), [](Weight* w) { return !is_of_experts(*w); });
+    std::vector<Weight*> experts(first_expert, weights.end());
+    weights.erase(first_expert, weights.end());
+    Layer layer;
+    for (const Weight* weight : weights) {
+        slot_bytes_ = std::max(slot_bytes_, whole_pages(weight->memory_bytes));
+    }
+    layer.dense = std::make_unique<LayerWeights>(std::move(weights), image_stem);
+    if (!experts.empty()) {
+        layer.experts =
+            std::make_unique<LayerExperts>(std::move(experts), image_stem, options_.streamer->experts());
+        for (const Weight* weight : layer.experts->weights().weights()) {
+            layer_of_[weight->tensor] = &layer.experts->weights();
+            experts_of_[weight->tensor] = layer.experts.get();
+        }
+    }
+    for (const Weight* weight : layer.dense->weights()) layer_of_[weight->tensor] = layer.dense.get();
+    layers_.push_back(std::move(layer));
+}
+
+void Residency::send_out(Layer& layer, const Files& files) {
+    LayerWeights& out = layer.streamable();
+    if (!out.image().open()) out.make_image(files());
+    if (out.at_home()) out.leave_home();
+    if (!layer.experts) {
+        for (Weight* weight : out.weights()) weight->tensor->data = nothing_.data();
+        return;
+    }
+    if (!layer.experts->in_cache()) layer.experts->enter_cache();
+    if (layer.dense->at_home()) return;
+    layer.dense->bring_home(files());
+    if (options_.lock) layer.dense->lock();
+}
+
+void Residency::call_in(Layer& layer, const Files& files) {
+    if (layer.experts) layer.experts->leave_cache();
+    for (LayerWeights* in : {layer.dense.get(), &layer.streamable()}) {
+        if (in->at_home()) continue;
+        if (!in->bring_home_from_image()) in->bring_home(files());
+        if (options_.lock) in->lock();
+    }
+}
+
 void Residency::put_up(const std::set<int64_t>& wanted, const std::function<bool(float)>& report) {
     std::unique_ptr<ComposedFile> file;
-    const auto files = [&]() -> ComposedFile& {
+    const Files files = [&]() -> ComposedFile& {
         if (!file) file = std::make_unique<ComposedFile>(make_file_());
         return *file;
     };
     // First out, then in: at no moment is there more in memory than before or after.
     for (const bool out : {true, false}) {
         for (size_t i = 0; i < layers_.size(); ++i) {
-            LayerWeights& layer = *layers_[i];
-            const bool streams = wanted.count(static_cast<int64_t>(i)) > 0;
-            if (streams != out) continue;
+            if ((wanted.count(static_cast<int64_t>(i)) > 0) != out) continue;
             const float done = static_cast<float>(i) / static_cast<float>(layers_.size());
             if (report && !report(done)) throw WindowFailure("given up");
-            if (streams) {
-                if (!layer.image().open()) layer.make_image(files());
-                if (!layer.at_home()) continue;
-                layer.leave_home();
-                for (Weight* weight : layer.weights()) weight->tensor->data = nothing_.data();
-            } else if (!layer.at_home()) {
-                if (!layer.bring_home_from_image()) layer.bring_home(files());
-                if (options_.lock) layer.lock();
+            if (out) {
+                send_out(layers_[i], files);
+            } else {
+                call_in(layers_[i], files);
             }
         }
     }
+    uint64_t spent = 0;
+    for (const int64_t layer : wanted) {
+        const Layer& one = layers_[static_cast<size_t>(layer)];
+        spent += one.experts ? one.dense->bytes() : 0;
+    }
+    options_.streamer->spend(this, spent);
     moved_ = moved_ || wanted != streamed_ || !wanted.empty();
     streamed_ = wanted;
 }
@@ -103,7 +147,7 @@ void Residency::stream(const std::vector<int64_t>& layers) {
     } catch (const WindowFailure&) {
         streamed_.clear();
         for (size_t i = 0; i < layers_.size(); ++i) {
-            if (!layers_[i]->at_home()) streamed_.insert(static_cast<int64_t>(i));
+            if (!layers_[i].streamable().at_home()) streamed_.insert(static_cast<int64_t>(i));
         }
         make_units();
         throw;
@@ -113,9 +157,13 @@ void Residency::stream(const std::vector<int64_t>& layers) {
 
 ResidencyBytes Residency::bytes() const {
     ResidencyBytes sum;
-    for (const auto& layer : layers_) {
-        (layer->at_home() ? sum.resident : sum.streamed) += layer->bytes();
-        sum.locked += layer->locked();
+    const auto add = [&](const LayerWeights& weights) {
+        (weights.at_home() ? sum.resident : sum.streamed) += weights.bytes();
+        sum.locked += weights.locked();
+    };
+    for (const Layer& layer : layers_) {
+        add(*layer.dense);
+        if (layer.experts) add(layer.experts->weights());
     }
     return sum;
 }
@@ -142,15 +190,15 @@ void Residency::make_units() {
             if (uses[weight]++ == 0) in_order.push_back(weight);
         }
     }
-    for (const auto& layer : layers_) {  // a graph of another kind may need them
-        for (const Weight* weight : layer->weights()) {
+    for (const Layer& layer : layers_) {  // a graph of another kind may need them
+        for (const Weight* weight : layer.dense->weights()) {
             if (uses.count(weight->tensor) == 0) in_order.push_back(weight->tensor);
         }
     }
     std::vector<std::unique_ptr<Unit>> units;
     for (const ggml_tensor* weight : in_order) {
         LayerWeights* layer = layer_of_.at(weight);
-        if (layer->at_home()) continue;
+        if (layer->at_home() || experts_of_.count(weight) > 0) continue;
         const size_t part = layer->part_of(weight);
         const uint64_t bytes = layer->image().part(part).length;
         if (units.empty() || units.back()->layer != layer || units.back()->bytes + bytes > slot_bytes_) {
@@ -172,6 +220,13 @@ void Residency::make_units() {
     find_stops();
 }
 
+// What is read and dropped together with the weight; null for what is resident.
+const void* Residency::group_of(const ggml_tensor* weight) const {
+    if (const auto unit = unit_of_.find(weight); unit != unit_of_.end()) return unit->second;
+    const auto experts = experts_of_.find(weight);
+    return experts != experts_of_.end() && experts->second->in_cache() ? experts->second : nullptr;
+}
+
 // A stop before each unit's first use, so that what precedes is computed while it is read, and after its last
 // use, so that its slot is free at once. Stops go by the node's name, which must be the only one in the
 // graph.
@@ -182,16 +237,16 @@ void Residency::find_stops() {
         return !steps_[at].name.empty() && count[steps_[at].name] == 1 && steps_[at].splits_well;
     };
     const auto units_at = [&](size_t at) {
-        std::set<const Unit*> found;
+        std::set<const void*> found;
         for (const ggml_tensor* weight : steps_[at].weights) {
-            if (const auto unit = unit_of_.find(weight); unit != unit_of_.end()) found.insert(unit->second);
+            if (const void* group = group_of(weight); group != nullptr) found.insert(group);
         }
         return found;
     };
-    std::set<const Unit*> seen;
-    std::unordered_map<const Unit*, size_t> last;
+    std::set<const void*> seen;
+    std::unordered_map<const void*, size_t> last;
     for (size_t i = 0; i < steps_.size(); ++i) {
-        for (const Unit* unit : units_at(i)) {
+        for (const void* unit : units_at(i)) {
             last[unit] = i;
             if (!seen.insert(unit).second) continue;
             size_t before = i;  // the nearest node in front that will do
@@ -236,12 +291,17 @@ bool Residency::on_ask(ggml_tensor* node) {
         if (source == nullptr) continue;
         const ggml_tensor* weight = root_of(source);
         if (layer_of_.count(weight) == 0) continue;
-        use(weight);
+        if (const auto experts = experts_of_.find(weight); experts != experts_of_.end()) {
+            use_experts(*experts->second, node);
+        } else {
+            use(weight);
+        }
         if (source != weight) source->data = static_cast<char*>(weight->data) + source->view_offs;
     }
     if (node->view_src != nullptr && layer_of_.count(node->view_src) > 0) {
         node->data = static_cast<char*>(node->view_src->data) + node->view_offs;
     }
+    if (!experts_of_.empty()) not_computed_.insert(node);
     return !failure_.empty() || (!stops_.empty() && stops_.count(ggml_get_name(node)) > 0);
 }
 
@@ -255,6 +315,31 @@ void Residency::use(const ggml_tensor* weight) {
     if (!unit.held && failure_.empty()) hold(unit);
 }
 
+void Residency::use_experts(LayerExperts& experts, const ggml_tensor* node) {
+    if (!experts.in_cache() || !failure_.empty()) return;
+    const ggml_tensor* ids = node->src[2];
+    const bool routed =
+        ids != nullptr && not_computed_.count(ids) == 0 && not_computed_.count(root_of(ids)) == 0;
+    held_experts_.insert(&experts);
+    try {
+        try {
+            experts.hold_for(node, routed);
+        } catch (const WindowFailure& failure) {
+            experts.leave_cache();
+            try {
+                recover(experts.weights(), failure.what());
+            } catch (const WindowFailure&) {
+                experts.enter_cache();
+                throw;
+            }
+            experts.enter_cache();
+            experts.hold_for(node, routed);
+        }
+    } catch (const WindowFailure& failure) {
+        failure_ = failure.what();
+    }
+}
+
 void Residency::hold(Unit& unit) {
     static const std::atomic<bool> kNever{false};
     const std::atomic<bool>& cancelled = cancelled_ != nullptr ? *cancelled_ : kNever;
@@ -264,7 +349,7 @@ void Residency::hold(Unit& unit) {
             slot = options_.streamer->hold(unit.streamed, cancelled);
         } catch (const WindowFailure& failure) {
             if (cancelled) throw;
-            recover(unit, failure.what());
+            recover(*unit.layer, failure.what());
             slot = options_.streamer->hold(unit.streamed, cancelled);
         }
     } catch (const WindowFailure& failure) {
@@ -277,10 +362,10 @@ void Residency::hold(Unit& unit) {
 }
 
 // The image is gone or damaged: the model's own files may still be there.
-void Residency::recover(Unit& unit, const std::string& why) {
+void Residency::recover(LayerWeights& layer, const std::string& why) {
     try {
         ComposedFile file = make_file_();
-        unit.layer->make_image(file);
+        layer.make_image(file);
     } catch (const WindowFailure& second) {
         throw WindowFailure(why + "; and it cannot be made again: " + second.what() +
                             "; bring the model to this device again (edged import, edged pull), or mend its "
@@ -295,6 +380,9 @@ void Residency::let_go(bool all) {
         unit->held = false;
     }
     held_.clear();
+    for (LayerExperts* experts : held_experts_) experts->let_go();
+    held_experts_.clear();
+    not_computed_.clear();
 }
 
 }  // namespace edged

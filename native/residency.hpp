@@ -19,6 +19,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "layer_experts.hpp"
 #include "layer_weights.hpp"
 #include "pages.hpp"
 #include "placement.hpp"
@@ -85,15 +86,28 @@ class Residency {
         int used = 0;
         bool held = false;
     };
+    // Of a mixture `dense` has what every token uses, which stays in memory; only the experts are streamed.
+    struct Layer {
+        std::unique_ptr<LayerWeights> dense;
+        std::unique_ptr<LayerExperts> experts;  // none where there are no experts
+        LayerWeights& streamable() { return experts ? experts->weights() : *dense; }
+    };
     struct Step {  // of the surveyed graph
         std::string name;
         bool splits_well = true;
         std::vector<const ggml_tensor*> weights;
     };
 
+    using Files = std::function<ComposedFile&()>;  // the model's, opened when they are needed
+
+    void add_layer(std::vector<Weight*> weights, const std::string& image_stem);
+    void send_out(Layer& layer, const Files& files);
+    void call_in(Layer& layer, const Files& files);
     void use(const ggml_tensor* weight);
+    void use_experts(LayerExperts& experts, const ggml_tensor* node);
+    const void* group_of(const ggml_tensor* weight) const;
     void hold(Unit& unit);
-    void recover(Unit& unit, const std::string& why);
+    void recover(LayerWeights& layer, const std::string& why);
     void let_go(bool all);
     void make_units();
     void find_stops();
@@ -106,7 +120,8 @@ class Residency {
     const MakeFile make_file_;
     Pages pages_;
     Pages nothing_;  // what streamed weights point to while they are not there
-    std::vector<std::unique_ptr<LayerWeights>> layers_;
+    std::vector<Layer> layers_;
+    std::unordered_map<const ggml_tensor*, LayerExperts*> experts_of_;
     std::unordered_map<const ggml_tensor*, LayerWeights*> layer_of_;
     std::set<int64_t> streamed_;
     bool moved_ = false;  // whether tensors may have moved since a graph was made
@@ -118,6 +133,8 @@ class Residency {
     std::unordered_map<const ggml_tensor*, Unit*> unit_of_;
     std::unordered_set<std::string> stops_;
     std::vector<Unit*> held_;
+    std::set<LayerExperts*> held_experts_;
+    std::unordered_set<const ggml_tensor*> not_computed_;  // asked about since the last stop
     const std::atomic<bool>* cancelled_ = nullptr;
     std::string failure_;
 };

@@ -11,7 +11,8 @@ namespace edged {
 namespace {
 
 constexpr uint64_t kChunk = 4U << 20;  // bytes per read: large enough for any disk, small enough to share out
-constexpr int kReaders = 2;            // so that a disk has its next order before it has filled the last
+constexpr uint64_t kLeastForExperts = 4;  // one part in so many of the read-ahead
+constexpr int kReaders = 2;               // so that a disk has its next order before it has filled the last
 
 }  // namespace
 
@@ -24,7 +25,7 @@ void StreamUnit::add(const ImageFile& image, size_t part) {
     bytes_ += length;
 }
 
-Streamer::Streamer(uint64_t read_ahead) : read_ahead_(read_ahead) {}
+Streamer::Streamer(uint64_t read_ahead) : read_ahead_(read_ahead) { share_read_ahead(); }
 
 Streamer::~Streamer() { close(); }
 
@@ -64,6 +65,7 @@ void Streamer::set_units(const void* owner, int order, std::vector<StreamUnit*> 
         if (order_.empty()) {
             slots_.clear();
             slot_bytes_ = counts_.slots = 0;
+            share_read_ahead();
         } else if (streams && slot_bytes > slot_bytes_) {
             make_slots(slot_bytes, lock);
         }
@@ -90,12 +92,14 @@ void Streamer::make_slots(uint64_t slot_bytes, Lock& lock) {
     const uint64_t n_slots = std::max<uint64_t>(2, read_ahead_ / slot_bytes_);
     for (uint64_t i = 0; i < n_slots; ++i) slots_.push_back({Pages(slot_bytes_), nullptr, false});
     counts_.slots = n_slots * slot_bytes_;
+    share_read_ahead();
 }
 
 void Streamer::set_read_ahead(uint64_t bytes) {
     Lock lock(lock_);
     if (bytes == read_ahead_) return;
     read_ahead_ = bytes;
+    share_read_ahead();
     if (slot_bytes_ == 0) return;
     ++changing_;
     news_.wait(lock, [&] { return loading_.empty(); });
@@ -107,6 +111,24 @@ void Streamer::set_read_ahead(uint64_t bytes) {
     }
     --changing_;
     work_.notify_all();
+}
+
+void Streamer::spend(const void* owner, uint64_t bytes) {
+    const Lock lock(lock_);
+    if (bytes == 0) {
+        spent_.erase(owner);
+    } else {
+        spent_[owner] = bytes;
+    }
+    share_read_ahead();
+}
+
+// Experts get what is left, and a part in any case: with none at all every token would read all of its own.
+void Streamer::share_read_ahead() {
+    uint64_t spent = counts_.slots;
+    for (const auto& [owner, bytes] : spent_) spent += bytes;
+    const uint64_t least = read_ahead_ / kLeastForExperts;
+    experts_.set_room(read_ahead_ > spent ? std::max(least, read_ahead_ - spent) : least);
 }
 
 void Streamer::begin(const void* owner) {
@@ -161,7 +183,13 @@ void Streamer::wake() {
 
 StreamCounts Streamer::counts() const {
     const Lock lock(lock_);
-    return counts_;
+    const ExpertCounts experts = experts_.counts();
+    StreamCounts sum = counts_;
+    sum.read += experts.read;
+    sum.waits += experts.waits;
+    sum.waited_us += experts.waited_us;
+    sum.slots += experts.held;
+    return sum;
 }
 
 void Streamer::vacate(StreamUnit& unit) {

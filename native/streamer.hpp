@@ -10,6 +10,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -17,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "expert_cache.hpp"
 #include "image_file.hpp"
 #include "pages.hpp"
 
@@ -62,7 +64,7 @@ struct StreamCounts {
     uint64_t wasted = 0;     // bytes of it that made room unused
     uint64_t waits = 0;      // times that a run had to wait
     uint64_t waited_us = 0;  // microseconds
-    uint64_t slots = 0;      // bytes that the slots take
+    uint64_t slots = 0;      // bytes that slots and experts take
 };
 
 class Streamer {
@@ -78,6 +80,10 @@ class Streamer {
     void set_units(const void* owner, int order, std::vector<StreamUnit*> units, uint64_t slot_bytes);
     // Changes the read-ahead; waits for runs in progress.
     void set_read_ahead(uint64_t bytes);
+    // The experts of all windows, which share the read-ahead with the slots.
+    ExpertCache& experts() { return experts_; }
+    // Bytes of the read-ahead that `owner` spends otherwise: on what else a streamed mixture keeps in memory.
+    void spend(const void* owner, uint64_t bytes);
     // `owner` begins a run: its first unit is the next one to be used.
     void begin(const void* owner);
     // Where the unit lies; it stays until `release`. Waits for it. Throws WindowFailure where it cannot be
@@ -112,6 +118,7 @@ class Streamer {
     int slot_for_wanted();
     void vacate(StreamUnit& unit);
     void read_chunk(StreamUnit& unit, size_t chunk, Lock& lock);
+    void share_read_ahead();
     void make_slots(uint64_t slot_bytes, Lock& lock);
     size_t distance(const StreamUnit& unit) const;
 
@@ -129,6 +136,8 @@ class Streamer {
     int changing_ = 0;  // nothing new is read while units change
     bool closed_ = false;
     StreamCounts counts_;
+    ExpertCache experts_;
+    std::map<const void*, uint64_t> spent_;
     std::vector<std::thread> readers_;
 };
 

@@ -29,6 +29,7 @@ from tests.models.random_models import write_random_model
 from tests.store.reference import reference_logits
 
 SHAPE = Shape(n_layers=6, n_embd=256, n_ff=512, n_ctx=128)
+MIXTURE = Shape(n_layers=4, n_embd=256, n_ff=256, n_ctx=128, n_experts=16, n_experts_used=2)
 CONTEXT = ContextOptions(n_ctx=64, n_seq_max=2, n_ubatch=32, flash_attention="off")
 PROMPT = 12
 STEPS = 4
@@ -111,31 +112,33 @@ MakeBench = Callable[..., Bench]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Model]:
-    known: dict[tuple[str, str], Model] = {}
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Shape], Model]:
+    known: dict[tuple[str, str, Shape], Model] = {}
 
-    def model(architecture: str, weights: str) -> Model:
-        if (architecture, weights) not in known:
+    def model(architecture: str, weights: str, shape: Shape) -> Model:
+        if (architecture, weights, shape) not in known:
             home = tmp_path_factory.mktemp("home")
-            path = write_random_model(home / "model.gguf", architecture, SHAPE, weights)
+            path = write_random_model(home / "model.gguf", architecture, shape, weights)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(probe, "try_windows", lambda *_: None)  # they run here in any case
                 manifest = import_model(path, Catalogue(home))
             random = np.random.default_rng(1)
             tokens = random.integers(0, manifest.n_vocab, PROMPT + STEPS, dtype=np.int32)
             expected = reference_logits(path, tokens, PROMPT, CONTEXT.n_ctx)
-            known[architecture, weights] = Model(home, manifest, tokens, expected)
-        return known[architecture, weights]
+            known[architecture, weights, shape] = Model(home, manifest, tokens, expected)
+        return known[architecture, weights, shape]
 
     return model
 
 
 @pytest.fixture
-def make_bench(models: Callable[[str, str], Model], tmp_path: Path) -> Iterator[MakeBench]:
+def make_bench(models: Callable[[str, str, Shape], Model], tmp_path: Path) -> Iterator[MakeBench]:
     made: list[Bench] = []
 
-    def make(architecture: str = "llama", weights: str = "F16", read_ahead: int = 2**20) -> Bench:
-        made.append(Bench(models(architecture, weights), tmp_path / "images", Streamer(read_ahead)))
+    def make(
+        architecture: str = "llama", weights: str = "F16", read_ahead: int = 2**20, shape: Shape = SHAPE
+    ) -> Bench:
+        made.append(Bench(models(architecture, weights, shape), tmp_path / "images", Streamer(read_ahead)))
         return made[-1]
 
     yield make
@@ -228,6 +231,61 @@ def test_what_is_streamed_does_not_change_a_sequence_under_way(make_bench: MakeB
         bench.windows[1].stream(streamed)
         at = PROMPT + step
         assert np.array_equal(bench.run(at, at + 1), bench.expected[at : at + 1])
+
+
+@pytest.mark.parametrize("weights", ["F16", "Q4_0"])
+@pytest.mark.parametrize("read_ahead", [0, 2**23], ids=["no-room", "room"])
+def test_experts_are_read_as_they_are_used(weights: str, read_ahead: int, make_bench: MakeBench) -> None:
+    bench = make_bench("qwen3moe", weights, read_ahead, MIXTURE)
+    bench.load([0, 2, 4], range(4))
+    bench.check()
+    bench.check()
+    expert = bench.streamed_bytes // (MIXTURE.n_layers * MIXTURE.n_experts)  # of one layer: three slices
+    used = MIXTURE.n_experts_used * expert
+    bench.run(0, 1)
+    before = bench.streamer.counts
+    for at in range(1, 11):
+        bench.run(at, at + 1)
+    read = bench.streamer.counts.read - before.read
+    pages = 10 * MIXTURE.n_layers * MIXTURE.n_experts_used * 3 * 2 * 4096  # at both ends of each slice
+    assert read <= 10 * MIXTURE.n_layers * used + pages
+    if read_ahead:
+        assert read < 5 * MIXTURE.n_layers * used  # most are still there
+        assert bench.streamer.counts.slots <= read_ahead
+    else:
+        assert read >= 10 * MIXTURE.n_layers * used * 3 // 4
+        assert bench.streamer.counts.slots <= used + pages
+
+
+def test_experts_come_home_and_leave_again(make_bench: MakeBench) -> None:
+    bench = make_bench("qwen3moe", "Q4_0", 2**20, MIXTURE)
+    bench.load([0, 4], [])
+    everything = bench.resident_bytes
+    bench.windows[0].stream([0, 2, 3])
+    assert bench.streamed_bytes < everything * 3 // 4  # what all tokens use stays
+    bench.check()
+    bench.windows[0].stream([2])
+    bench.check()
+    bench.windows[0].stream([])
+    assert bench.resident_bytes == everything
+    assert bench.streamer.counts.slots == 0
+    bench.check()
+
+
+def test_lost_experts_are_made_again_or_the_run_fails(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench("qwen3moe", "Q4_0", 0, MIXTURE)
+    bench.load([0, 4], [1, 3])
+    for image in bench.images.iterdir():
+        os.truncate(image, 4096)
+    bench.check()
+    parts = bench.model.home / "store" / "parts"
+    parts.rename(tmp_path / "away")
+    for image in bench.images.iterdir():
+        os.truncate(image, 4096)
+    with pytest.raises(WindowError, match="cannot be made again"):
+        bench.run(0, PROMPT)
+    (tmp_path / "away").rename(parts)
+    bench.check()
 
 
 def test_an_image_is_written_once(make_bench: MakeBench) -> None:
