@@ -212,7 +212,9 @@ class Daemon:
     def _worker(
         self, on_result: Callable[[Result], None], on_broken: Callable[[int, EdgedError], None]
     ) -> Worker:
-        layers = LayerKeeper(self._settings.threads, self._catalogue.images)
+        layers = LayerKeeper(
+            self._settings.threads, self._catalogue.images, resident=self._settings.residency != "off"
+        )
         self._stack.callback(layers.close)
         worker = Worker(
             device=self._identity.device,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from edged.backend.native import NativeWindow, load_window
@@ -23,10 +24,14 @@ log = logging.getLogger(__name__)
 class LayerKeeper:
     """Methods may be called from any thread. Close it after the windows."""
 
-    def __init__(self, threads: int, images: Path) -> None:
-        """`threads` compute; `images` is where streamed layers are kept in the form that memory wants."""
+    def __init__(self, threads: int, images: Path, *, resident: bool = True) -> None:
+        """`threads` compute; `images` is where streamed layers are kept in the form that memory wants.
+
+        resident: False streams every layer of a window that does not fit as a whole, to compare with.
+        """
         self._threads = threads
         self._images = images
+        self._resident = resident
         self._streamer = Streamer(0)
         self._lock = threading.Lock()
         self._windows: list[NativeWindow] = []
@@ -40,6 +45,12 @@ class LayerKeeper:
         progress: Callable[[float], None] | None = None,
     ) -> NativeWindow:
         """Loads a window as `placing` says. Raises WindowError."""
+        if placing.gpu_layers > 0 and placing.streamed:
+            raise WindowError(
+                f"layers {source.first} to {source.last - 1}: beside layers on a GPU none can be streamed from disk; "
+                "plan fewer layers for this device, or none on its GPU"
+            )
+        placing = self._allowed(placing)
         residency = None
         if placing.gpu_layers == 0:
             if placing.streamed:
@@ -61,6 +72,7 @@ class LayerKeeper:
         """
         if placing.gpu_layers > 0:
             return
+        placing = self._allowed(placing)
         if placing.streamed:
             self._streamer.set_read_ahead(placing.read_ahead)
         with self._lock:
@@ -133,6 +145,11 @@ class LayerKeeper:
     def close(self) -> None:
         """Ends the streamer's threads; idempotent."""
         self._streamer.close()
+
+    def _allowed(self, placing: Placing) -> Placing:
+        if self._resident or not placing.streamed:
+            return placing
+        return replace(placing, streamed=tuple(range(len(placing.keys))))
 
     def _forget_closed(self) -> None:
         self._windows = [window for window in self._windows if window.is_open]

@@ -61,6 +61,7 @@ def test_every_setting_has_a_variable() -> None:
         "EDGED_KV_TYPE": "q8_0",
         "EDGED_FLASH_ATTENTION": "ON",
         "EDGED_WIRE_TYPE": "q8",
+        "EDGED_RESIDENCY": "off",
         "EDGED_LOG_LEVEL": "debug",
     }
     assert {setting.variable for setting in SETTINGS.values()} == set(given)

@@ -128,3 +128,23 @@ def test_a_new_plan_settles_what_was_given_up(keeper: LayerKeeper, load: Load) -
     keeper.place(window, Placing(()))
     assert window.streamed == ()
     assert keeper.figures().read_ahead == 0
+
+
+def test_without_residency_all_of_a_window_that_does_not_fit_is_streamed(
+    stored: tuple[Catalogue, Manifest], load: Load, tmp_path: Path
+) -> None:
+    catalogue, manifest = stored
+    keys = tuple(manifest.layer(index).sha256 for index in range(6))
+    keeper = LayerKeeper(1, tmp_path, resident=False)
+    source = compose(manifest, catalogue, 0, 6)
+    fits = keeper.load(source, CONTEXT, Placing(keys))
+    too_large = keeper.load(source, CONTEXT, Placing(keys, streamed=(1,), read_ahead=2 * LAYER))
+    assert fits.streamed == ()
+    assert too_large.streamed == (0, 1, 2, 3, 4, 5)
+    expected = logits(load(0, 6))
+    assert np.array_equal(logits(too_large), expected)
+    keeper.place(too_large, Placing(keys, streamed=(5,), read_ahead=2 * LAYER))
+    assert too_large.streamed == (0, 1, 2, 3, 4, 5)
+    for window in (fits, too_large):
+        window.close()
+    keeper.close()
