@@ -8,13 +8,19 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.models.architectures import Shape
 from tests.models.random_models import LLAMA_1B, write_random_model
 
-SHAPES = {
-    "1B": LLAMA_1B,
-    "3B": replace(LLAMA_1B, n_layers=28, n_embd=3072, n_heads=24),
+SHAPES: dict[str, tuple[str, Shape]] = {  # architecture, and dimensions
+    "1B": ("llama", LLAMA_1B),
+    "3B": ("llama", replace(LLAMA_1B, n_layers=28, n_embd=3072, n_heads=24)),
+    "8B": ("llama", replace(LLAMA_1B, n_layers=32, n_embd=4096, n_ff=14336, tied=False)),
+    "MoE": (
+        "qwen3moe",
+        replace(LLAMA_1B, n_layers=24, n_heads=16, n_ff=1536, n_experts=32, n_experts_used=4, n_vocab=64_000),
+    ),
 }
-WEIGHTS = ("Q4_0", "Q8_0", "F16")
+WEIGHTS = ("Q4_0", "Q4_K", "Q8_0", "F16")
 OUTPUT = "Q8_0"
 FEW_TOKENS = 1000  # of a given model's vocabulary that are certain to exist
 
@@ -26,6 +32,13 @@ class Subject:
     path: Path
     description: str
     n_vocab: int  # token ids below it exist
+
+
+def folder() -> Path:
+    """Where large files are kept from one run to the next."""
+    path = Path(tempfile.gettempdir()) / "edged-benchmarks"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +55,12 @@ def chosen_model(options: argparse.Namespace) -> Subject:
     if options.model is not None:
         return Subject(options.model, options.model.name, FEW_TOKENS)
     size, weights = options.size, options.weights
-    shape = SHAPES[size]
-    path = Path(tempfile.gettempdir()) / "edged-benchmarks" / f"llama-{size}-{weights}-{OUTPUT}.gguf"
+    architecture, shape = SHAPES[size]
+    path = folder() / f"{architecture}-{size}-{weights}-{OUTPUT}.gguf"
     if not path.exists():
         print(f"writing {path}", file=sys.stderr)
-        path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
-        write_random_model(partial, "llama", shape, weights, OUTPUT)
+        write_random_model(partial, architecture, shape, weights, OUTPUT)
         partial.rename(path)
-    description = f"llama {size}, {shape.n_layers} layers, {weights}, random weights"
+    description = f"{architecture} {size}, {shape.n_layers} layers, {weights}, random weights"
     return Subject(path, description, shape.n_vocab)

@@ -16,7 +16,8 @@ import grpc
 
 from edged import __version__
 from edged.api.server import HttpServer
-from edged.backend import native
+from edged.backend.native import NativeWindow
+from edged.backend.residency import Placing
 from edged.backend.source import WindowSource
 from edged.cluster.admission import Admission
 from edged.cluster.assignment import Endpoint
@@ -36,7 +37,9 @@ from edged.cluster.neighbours import Neighbours
 from edged.cluster.ring_planner import RingPlanner
 from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
-from edged.device.local_device import measure, profile, remembered
+from edged.device.good_guest import GoodGuest
+from edged.device.layer_keeper import LayerKeeper
+from edged.device.local_device import available_memory, measure, memory_total, profile, remembered
 from edged.device.speed_record import Measured
 from edged.errors import EdgedError, PlanError, StalledError
 from edged.frontdoor.service import FrontDoorService
@@ -246,14 +249,18 @@ class Daemon:
     def _worker(
         self, on_result: Callable[[Result], None], on_broken: Callable[[int, EdgedError], None]
     ) -> Worker:
+        layers = LayerKeeper(
+            self._settings.threads, self._catalogue.images, resident=self._settings.residency != "off"
+        )
+        self._stack.callback(layers.close)
         rehearsals = Rehearsals()
 
         def load(
-            source: WindowSource, context: ContextOptions, gpu_layers: int, progress: Callable[[float], None]
-        ) -> native.NativeWindow:
+            source: WindowSource, context: ContextOptions, placing: Placing, progress: Callable[[float], None]
+        ) -> NativeWindow:
             threads = self._settings.threads
-            rehearsals.rehearse(source, context, threads, gpu_layers, wanted=lambda: progress(0.0))
-            return native.load_window(source, context, threads, gpu_layers, progress)
+            rehearsals.rehearse(source, context, threads, placing.gpu_layers, wanted=lambda: progress(0.0))
+            return layers.load(source, context, placing, progress)
 
         worker = Worker(
             device=self._identity.device,
@@ -266,7 +273,11 @@ class Daemon:
             on_result=on_result,
             on_broken=on_broken,
             say=self._say,
+            place_window=layers.place,
+            residency=layers.figures,
         )
+        guest = GoodGuest(layers, memory_total(), available_memory, self._say)
+        self._stack.callback(guest.close)
         self._held = lambda: worker.memory_held
         self._call_off.append(worker.call_off)
         return worker

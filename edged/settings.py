@@ -25,6 +25,7 @@ DEFAULT_CTX_LIMIT = 4096  # positions per sequence, unless the model has fewer o
 MAX_PARALLEL = 64
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 107, and gRPC adds a little
 LOG_LEVELS = ("debug", "info", "warning", "error")
+RESIDENCY = ("auto", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Settings:
     flash_attention: FlashAttention = "auto"
     wire_type: WireType = "f32"
     objective: Objective = "throughput"
+    residency: str = "auto"  # of layers where not all fit; one of RESIDENCY
     log_level: str = "info"
 
     @property
@@ -230,6 +232,12 @@ _TABLE = (
         "WHAT",
         _plan_choice("Objective"),
         "What the ring is for: throughput (prompts, many answers) or latency (one answer) (throughput).",
+    ),
+    Setting(
+        "residency",
+        "MODE",
+        _one_of(*RESIDENCY),
+        "Where a device's layers do not all fit: keep in memory what does (auto), or nothing (off).",
     ),
     Setting(
         "log_level", "LEVEL", _one_of(*LOG_LEVELS), "How much to say: debug, info, warning or error (info)."

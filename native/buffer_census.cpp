@@ -16,9 +16,10 @@ void BufferCensus::count(const ggml_tensor* tensor) {
     }
 }
 
-BufferBytes BufferCensus::total() const {
+BufferBytes BufferCensus::total(const std::function<bool(ggml_backend_buffer_t)>& left_out) const {
     BufferBytes bytes;
     for (ggml_backend_buffer_t buffer : buffers_) {
+        if (left_out && left_out(buffer)) continue;
         const uint64_t size = ggml_backend_buffer_get_size(buffer);
         switch (ggml_backend_buffer_get_usage(buffer)) {
             case GGML_BACKEND_BUFFER_USAGE_WEIGHTS:

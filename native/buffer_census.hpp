@@ -4,6 +4,7 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 
+#include <functional>
 #include <set>
 
 #include "taps.hpp"
@@ -14,7 +15,8 @@ class BufferCensus {
   public:
     // Notes the buffers of `tensor` and of what it is computed from.
     void count(const ggml_tensor* tensor);
-    BufferBytes total() const;
+    // Without the buffers for which `left_out` is true, where it is given.
+    BufferBytes total(const std::function<bool(ggml_backend_buffer_t)>& left_out = {}) const;
 
   private:
     void note(const ggml_tensor* tensor);

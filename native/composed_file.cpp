@@ -79,6 +79,12 @@ void ComposedFile::fill(char* to, size_t length, uint64_t position) {
 ssize_t ComposedFile::read(char* to, size_t length, uint64_t position) {
     if (position >= size_) return 0;
     length = std::min<uint64_t>(length, size_ - position);
+    const auto range = std::upper_bound(passed_over_.begin(), passed_over_.end(), position,
+                                        [](uint64_t at, const auto& r) { return at < r.first + r.second; });
+    if (range != passed_over_.end() && range->first <= position) {
+        return static_cast<ssize_t>(std::min<uint64_t>(length, range->first + range->second - position));
+    }
+    if (range != passed_over_.end()) length = std::min<uint64_t>(length, range->first - position);
     try {
         fill(to, length, position);
     } catch (const std::exception& failure) {

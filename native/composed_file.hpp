@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace edged {
@@ -45,16 +46,21 @@ class ComposedFile {
     ComposedFile(std::string header, std::vector<Segment> segments);
 
     uint64_t size() const { return size_; }
-    // Bytes read at `position`, fewer only at the end of the file; -1 on an error, which `error` keeps.
+    // Ranges (offset, length; ascending) that `read` passes over: it leaves the memory as it is. So libllama
+    // touches none of the memory of weights that are put elsewhere.
+    void pass_over(std::vector<std::pair<uint64_t, uint64_t>> ranges) { passed_over_ = std::move(ranges); }
+    // Exactly these bytes; throws WindowFailure.
+    void fill(char* to, size_t length, uint64_t position);
+    // Bytes read at `position`, fewer only at the end of the file or of a range; -1 on an error, which
+    // `error` keeps.
     ssize_t read(char* to, size_t length, uint64_t position);
     // What went wrong in `read`; empty if nothing did.
     const std::string& error() const { return error_; }
 
   private:
-    void fill(char* to, size_t length, uint64_t position);
-
     std::string header_;
     std::vector<Segment> segments_;
+    std::vector<std::pair<uint64_t, uint64_t>> passed_over_;
     std::map<std::string, std::unique_ptr<PartFile>> files_;
     uint64_t size_ = 0;
     std::string error_;

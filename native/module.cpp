@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -13,6 +14,7 @@
 #include "ggml_types.hpp"
 #include "llama_log.hpp"
 #include "measure.hpp"
+#include "streamer.hpp"
 #include "window.hpp"
 
 namespace nb = nanobind;
@@ -24,6 +26,8 @@ using edged::WindowFailure;
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using SegmentTuple = std::tuple<uint64_t, uint64_t, std::optional<std::string>, uint64_t>;
+using ResidencyTuple =
+    std::tuple<std::shared_ptr<edged::Streamer>, std::string, std::vector<std::string>, std::vector<int64_t>>;
 using EmbeddingTuple = std::tuple<std::string, uint64_t, int, int64_t, int64_t>;
 using TapTuple = std::tuple<std::string, std::string, std::string, int64_t, int64_t>;
 using FactorTuple = std::tuple<std::string, float, float>;
@@ -96,7 +100,8 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
           const std::vector<TapTuple>& entries, const std::vector<TapTuple>& captures,
           const std::vector<FactorTuple>& factors, int64_t n_ctx, int64_t n_seq_max, int64_t n_ubatch,
           int64_t n_threads, const std::string& kv_type, const std::string& flash_attention,
-          int64_t n_gpu_layers, const nb::object& progress, bool rehearsal) {
+          int64_t n_gpu_layers, const std::optional<ResidencyTuple>& residency, const nb::object& progress,
+          bool rehearsal) {
     edged::WindowSource source;
     source.first = first;
     source.last = last;
@@ -114,8 +119,12 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
     }
     source.embedding = table(embedding);
     source.layer_embedding = table(layer_embedding);
-    const edged::WindowOptions options{n_ctx,   n_seq_max,       n_ubatch,     n_threads, n_threads,
-                                       kv_type, flash_attention, n_gpu_layers, rehearsal};
+    edged::WindowOptions options{n_ctx,        n_seq_max, n_ubatch,    n_threads, n_threads, kv_type, flash_attention,
+                                 n_gpu_layers, rehearsal, std::nullopt};
+    if (residency) {
+        const auto& [streamer, images, keys, streamed] = *residency;
+        options.residency = edged::ResidencyOptions{streamer, images, keys, streamed};
+    }
 
     // An exception in the callback ends the load and is raised once llama.cpp has cleaned up.
     std::optional<nb::python_error> raised;
@@ -162,12 +171,23 @@ NB_MODULE(_native, m) {
     nb::register_exception_translator(translate);
     const nb::call_guard<nb::gil_scoped_release> unlocked;
 
+    nb::class_<edged::Streamer>(m, "Streamer")
+        .def(nb::init<uint64_t>(), "read_ahead"_a)
+        .def_prop_ro("counts",
+                     [](const edged::Streamer& streamer) {
+                         const edged::StreamCounts counts = streamer.counts();
+                         return std::make_tuple(counts.read, counts.wasted, counts.waits, counts.waited_us,
+                                                counts.slots);
+                     })
+        .def("set_read_ahead", &edged::Streamer::set_read_ahead, "bytes"_a, unlocked)
+        .def("close", &edged::Streamer::close, unlocked);
+
     nb::class_<edged::Window>(m, "Window")
         .def("__init__", load, "first"_a, "last"_a, "n_embd"_a, "n_vocab"_a, "width"_a, "header"_a,
              "segments"_a, "embedding"_a.none(), "layer_embedding"_a.none(), "reads_tokens"_a,
              "carries_tokens"_a, "entries"_a, "captures"_a, "factors"_a, nb::kw_only(), "n_ctx"_a,
              "n_seq_max"_a, "n_ubatch"_a, "n_threads"_a, "kv_type"_a, "flash_attention"_a, "n_gpu_layers"_a,
-             "progress"_a.none(), "rehearsal"_a = false)
+             "residency"_a.none(), "progress"_a.none(), "rehearsal"_a = false)
         .def_prop_ro("first", &edged::Window::first)
         .def_prop_ro("last", &edged::Window::last)
         .def_prop_ro("width", &edged::Window::width)
@@ -176,6 +196,13 @@ NB_MODULE(_native, m) {
                          const edged::BufferBytes bytes = window.memory();
                          return std::make_tuple(bytes.weights, bytes.state, bytes.compute);
                      })
+        .def_prop_ro("residency",
+                     [](const edged::Window& window) {
+                         const edged::ResidencyBytes bytes = window.residency();
+                         return std::make_tuple(bytes.resident, bytes.locked, bytes.streamed);
+                     })
+        .def_prop_ro("streamed", &edged::Window::streamed)
+        .def("stream", &edged::Window::stream, "layers"_a, unlocked)
         .def("run", run<&edged::Window::run>, "seq_ids"_a.noconvert(), "positions"_a.noconvert(),
              "outputs"_a.noconvert(), "inputs"_a.noconvert())
         .def("run_last", run<&edged::Window::run_last>, "seq_ids"_a.noconvert(), "positions"_a.noconvert(),
@@ -184,7 +211,7 @@ NB_MODULE(_native, m) {
         .def("copy", &edged::Window::copy, "seq"_a, "target"_a, unlocked)
         .def("keep", &edged::Window::keep, "seq"_a, unlocked)
         .def("clear", &edged::Window::clear, unlocked)
-        .def("cancel", &edged::Window::cancel)
+        .def("cancel", &edged::Window::cancel, unlocked)
         .def("close", &edged::Window::close, unlocked);
 
     m.def("take_over_log", edged::take_over_log,

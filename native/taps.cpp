@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "buffer_census.hpp"
+#include "residency.hpp"
 
 namespace edged {
 
@@ -70,9 +71,17 @@ std::string Taps::problem() const {
 
 bool Taps::on_eval(ggml_tensor* tensor, bool ask, void* self) {
     auto& taps = *static_cast<Taps*>(self);
-    if (!ask) return taps.computed(tensor);
-    taps.correct(tensor);
-    return taps.wants(tensor);
+    Residency* residency = taps.residency_;
+    if (ask) {
+        taps.correct(tensor);
+        const bool stop = residency != nullptr && residency->on_ask(tensor);
+        return taps.wants(tensor) || stop;
+    }
+    if (residency != nullptr) {
+        residency->on_stop();
+        if (!residency->failure().empty()) return false;
+    }
+    return taps.computed(tensor);
 }
 
 // libllama may use a graph again, so a factor that is right already stays.
@@ -114,6 +123,7 @@ void Taps::note(const ggml_tensor* tensor, State& state) {
 }
 
 bool Taps::computed(ggml_tensor* tensor) {
+    if (mode_ != Mode::armed) return true;
     for (State& state : writes_) {
         if (state.done || !state.tap.marks(tensor)) continue;
         ggml_tensor* target = state.tap.into.empty() ? tensor : state.into;

@@ -18,6 +18,7 @@ struct BufferBytes {
 };
 
 class BufferCensus;
+class Residency;
 
 // A tensor of the graph and its place in a state's row. The tensor is known by its own name, or as the first
 // one that is computed from `source`; `into` names another to write to at that moment.
@@ -43,6 +44,9 @@ struct Factor {
 class Taps {
   public:
     Taps(std::vector<Tap> writes, std::vector<Tap> reads, std::vector<Factor> factors);
+
+    // Tell `residency` of every node from now on, so that its weights are there.
+    void attend(Residency* residency) { residency_ = residency; }
 
     // Rows of floats; row i of the graph is row rows[i] of the matrix.
     struct Source {
@@ -89,6 +93,7 @@ class Taps {
     std::vector<Factor> factors_;
     Mode mode_ = Mode::off;
     BufferCensus* census_ = nullptr;
+    Residency* residency_ = nullptr;
     Source from_;
     Target to_;
     std::span<const int32_t> rows_;

@@ -41,10 +41,12 @@ int32_t carried_token(const float* end) {
 Window::~Window() { close(); }
 
 void Window::close() {
-    cancelled_ = true;
+    cancel();
     const std::lock_guard guard(lock_);
     context_.reset();
     model_.reset();
+    taps_.attend(nullptr);
+    residency_.reset();
     embedding_.reset();
     layer_embedding_.reset();
 }
@@ -200,7 +202,10 @@ void Window::decode(const Run& run, const BatchView& batch, std::span<const int3
     const llama_batch native{static_cast<int32_t>(n), batch_tokens_.data(), nullptr,
                              batch_positions_.data(), batch_n_seq_.data(),  batch_seq_pointers_.data(),
                              batch_outputs_.data()};
+    if (residency_) residency_->begin_run(cancelled_);
     const int32_t status = llama_decode(context_.get(), native);
+    if (residency_) residency_->end_run();
+    if (residency_ && !residency_->failure().empty()) throw WindowFailure(residency_->failure());
     if (status == 1) throw WindowFailure("the cache has no room for the batch");
     if (status == 2) throw WindowFailure("the run was cancelled");
     if (status != 0) {
@@ -279,6 +284,47 @@ Rows Window::run_last(const BatchView& batch, std::span<const int32_t> tokens,
         llama_synchronize(context_.get());
     });
     return result;
+}
+
+void Window::cancel() {
+    cancelled_ = true;
+    if (options_.residency) options_.residency->streamer->wake();
+}
+
+void Window::stream(const std::vector<int64_t>& layers) {
+    const std::lock_guard guard(lock_);
+    check_open();
+    if (!residency_ && layers.empty()) return;
+    if (!residency_) throw WindowFailure("the window was loaded to stay in memory as a whole");
+    try {
+        residency_->stream(layers);
+    } catch (const WindowFailure&) {
+        note_residency();
+        throw;
+    }
+    note_residency();
+}
+
+void Window::note_residency() {
+    const std::lock_guard guard(figures_lock_);
+    residency_bytes_ = residency_->bytes();
+    streamed_ = residency_->streamed();
+}
+
+BufferBytes Window::memory() const {
+    BufferBytes bytes = memory_;
+    bytes.weights += residency().resident;
+    return bytes;
+}
+
+ResidencyBytes Window::residency() const {
+    const std::lock_guard guard(figures_lock_);
+    return residency_bytes_;
+}
+
+std::vector<int64_t> Window::streamed() const {
+    const std::lock_guard guard(figures_lock_);
+    return streamed_;
 }
 
 bool Window::remove(int64_t seq, int64_t from, int64_t to) {

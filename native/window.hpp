@@ -17,6 +17,7 @@
 #include "batch_runs.hpp"
 #include "composed_file.hpp"
 #include "embedding_rows.hpp"
+#include "residency.hpp"
 #include "taps.hpp"
 
 namespace edged {
@@ -51,6 +52,7 @@ struct WindowOptions {
     std::string flash_attention = "auto";
     int64_t n_gpu_layers = 0;
     bool rehearsal = false;  // everything but the weights: the window cannot run
+    std::optional<ResidencyOptions> residency;  // none: libllama holds all weights in memory
 };
 
 struct BatchView {
@@ -82,7 +84,9 @@ class Window {
     int last() const { return last_; }
     int64_t width() const { return width_; }
     int64_t n_vocab() const { return n_vocab_; }
-    BufferBytes memory() const { return memory_; }
+    BufferBytes memory() const;
+    ResidencyBytes residency() const;
+    std::vector<int64_t> streamed() const;
     bool takes_tokens() const { return first_ == 0; }
     bool yields_logits() const { return ends_; }
 
@@ -97,7 +101,9 @@ class Window {
     void clear();
 
     // Makes the run in progress, if any, end with an error. From any thread.
-    void cancel() { cancelled_ = true; }
+    void cancel();
+    // Changes which layers (counted from the window's first) are read for every run; results stay the same.
+    void stream(const std::vector<int64_t>& layers);
     // Frees everything; idempotent. Cancels a run in progress and waits for its end.
     void close();
 
@@ -105,6 +111,7 @@ class Window {
     void load(const WindowSource& source, const Progress& progress);
     void create_context();
     void survey();
+    static bool on_abort_check(void* window);
 
     void check_open() const;
     int32_t check_sequence(int64_t seq) const;
@@ -141,11 +148,17 @@ class Window {
     int32_t share_below_ = INT32_MAX;
     BufferBytes memory_;
 
+    void note_residency();
+
     mutable std::mutex lock_;
+    mutable std::mutex figures_lock_;  // of the two below: they are read while a run holds lock_
+    ResidencyBytes residency_bytes_;
+    std::vector<int64_t> streamed_;
     std::atomic<bool> cancelled_{false};
     std::optional<EmbeddingRows> embedding_;
     std::optional<EmbeddingRows> layer_embedding_;
     Taps taps_;
+    std::unique_ptr<Residency> residency_;
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model_{nullptr, llama_model_free};
     std::unique_ptr<llama_context, decltype(&llama_free)> context_{nullptr, llama_free};
 

@@ -33,6 +33,9 @@ const WindowOptions& checked(const WindowOptions& options) {
     in_range("n_threads", options.n_threads, 1, kMostThreads);
     in_range("n_threads_batch", options.n_threads_batch, 1, kMostThreads);
     in_range("n_gpu_layers", options.n_gpu_layers, 0, 1 << 16);
+    if (options.residency && options.n_gpu_layers > 0) {
+        throw WindowFailure("a window with layers on a GPU stays in memory as a whole");
+    }
     in_range("n_ctx x n_seq_max", options.n_ctx * options.n_seq_max, 1, INT32_MAX / 2);
     return options;
 }
@@ -53,8 +56,6 @@ llama_flash_attn_type flash_attention(const std::string& name) {
 }
 
 bool on_progress(float done, void* progress) { return (*static_cast<const Progress*>(progress))(done); }
-
-bool on_abort_check(void* cancelled) { return static_cast<std::atomic<bool>*>(cancelled)->load(); }
 
 // ggml's flash attention divides the cache of a lone token among its threads from 512 cells on, and adds up
 // in another order than for a token in company. A sequence must get the same result either way, so from the
@@ -105,6 +106,11 @@ void check_taps(const WindowSource& source) {
 }
 
 }  // namespace
+
+bool Window::on_abort_check(void* window) {
+    const auto* self = static_cast<const Window*>(window);
+    return self->cancelled_ || (self->residency_ && !self->residency_->failure().empty());
+}
 
 Window::Window(WindowSource source, WindowOptions options, const Progress& progress)
     : first_(source.first),
@@ -165,14 +171,37 @@ void Window::load(const WindowSource& source, const Progress& progress) {
     // libllama counts the output as one more layer, at the end
     params.n_gpu_layers = options_.n_gpu_layers == 0 ? 0 : static_cast<int32_t>(options_.n_gpu_layers) + 1;
     if (options_.n_gpu_layers == 0) params.devices = no_devices;
+    const Progress halfway = [&](float) { return progress(0.0F); };  // what takes long comes after
+    if (options_.residency) {
+        try {
+            residency_ = std::make_unique<Residency>(*options_.residency, first_, Placement(file),
+                                                     [header = source.header, segments = source.segments] {
+                                                         return ComposedFile(header, segments);
+                                                     });
+        } catch (const WindowFailure& failure) {
+            throw WindowFailure("cannot load " + layers(first_, last_) + ": " + failure.what());
+        }
+        file.pass_over(residency_->placement().ranges());
+        params.tensor_buft_overrides = residency_->placement().overrides();
+    }
     if (progress) {
         params.progress_callback = on_progress;
-        params.progress_callback_user_data = const_cast<Progress*>(&progress);
+        params.progress_callback_user_data = const_cast<Progress*>(residency_ ? &halfway : &progress);
     }
     model_.reset(llama_model_load_from_file_ptr(stream.get(), params));
     if (!model_) {
         const std::string why = file.error().empty() ? errors.summary("given up") : file.error();
         throw WindowFailure("cannot load " + layers(first_, last_) + ": " + why);
+    }
+
+    if (residency_) {
+        try {
+            residency_->load(model_.get(), progress);
+        } catch (const WindowFailure& failure) {
+            throw WindowFailure("cannot load " + layers(first_, last_) + ": " + failure.what());
+        }
+        taps_.attend(residency_.get());
+        note_residency();
     }
 
     if (llama_model_has_encoder(model_.get()) || !llama_model_has_decoder(model_.get())) {
@@ -215,7 +244,7 @@ void Window::create_context() {
     params.cb_eval = Taps::on_eval;
     params.cb_eval_user_data = &taps_;
     params.abort_callback = on_abort_check;
-    params.abort_callback_data = &cancelled_;
+    params.abort_callback_data = this;
     context_.reset(llama_init_from_model(model_.get(), params));
     if (!context_) {
         throw WindowFailure("cannot set up a context for " + layers(first_, last_) + ": " +
@@ -234,6 +263,7 @@ void Window::survey() {
     const bool flagged = true;
     const BatchView batch{{&zero, 1}, {&zero, 1}, {&flagged, 1}};
     taps_.survey(census);
+    if (residency_) residency_->begin_survey();
     try {
         decode({0}, batch, {&zero, 1}, true);
     } catch (const WindowFailure& failure) {
@@ -241,10 +271,13 @@ void Window::survey() {
     }
     const std::string problem = taps_.problem();
     taps_.disarm();
+    if (residency_) residency_->end_survey();
     llama_memory_clear(llama_get_memory(context_.get()), true);
 
     if (!problem.empty()) throw WindowFailure(layers(first_, last_) + ": " + problem);
-    memory_ = census.total();
+    memory_ = census.total([&](ggml_backend_buffer_t buffer) {
+        return residency_ && residency_->placement().is_stand_in(buffer);
+    });
     const int64_t vocab = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
     memory_.compute += static_cast<uint64_t>(vocab * options_.n_seq_max) * sizeof(float);
 }

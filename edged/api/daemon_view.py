@@ -20,11 +20,26 @@ class HopStatistics(Document):
     bytes_sent: int = Field(ge=0)  # of frames, to the successor
 
 
+class ResidencyStatistics(Document):
+    """Where this device's layers are, and what it has read for those on disk. Bytes, seconds."""
+
+    resident: int = Field(default=0, ge=0)
+    locked: int = Field(default=0, ge=0)
+    streamed: int = Field(default=0, ge=0)  # for every token
+    read_ahead: int = Field(default=0, ge=0)
+    read: int = Field(default=0, ge=0)
+    wasted: int = Field(default=0, ge=0)
+    waits: int = Field(default=0, ge=0)
+    waited: float = Field(default=0.0, ge=0)
+    given_up: int = Field(default=0, ge=0)  # layers
+
+
 class Statistics(Document):
     """Counters since the daemon started; they only grow while an epoch lasts."""
 
     hops: tuple[HopStatistics, ...] = ()
     frames_dropped: int = Field(default=0, ge=0)  # of an old epoch, or unreadable
+    residency: ResidencyStatistics = ResidencyStatistics()
 
 
 class DaemonView(Protocol):

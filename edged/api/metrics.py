@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from edged.api.daemon_view import DaemonView
+from edged.api.daemon_view import DaemonView, ResidencyStatistics
 from edged.serving.generation import GenerateEvent
 
 # Seconds. A small model on one machine to a large one streamed from disk.
@@ -147,6 +147,23 @@ class _DaemonCollector(Collector):
         yield CounterMetricFamily(
             "edged_frames_dropped", "Frames of an old epoch, or unreadable", statistics.frames_dropped
         )
+
+        yield from _residency(statistics.residency)
+
+
+def _residency(of: ResidencyStatistics) -> Iterator[Metric]:
+    yield _gauge("edged_layers_resident_bytes", "Layers in memory", of.resident)
+    yield _gauge("edged_layers_locked_bytes", "Of these, what cannot be swapped out", of.locked)
+    yield _gauge("edged_layers_streamed_bytes", "Layers read from disk for every token", of.streamed)
+    yield _gauge("edged_layers_given_up", "Layers streamed because memory is short", of.given_up)
+    yield _gauge("edged_read_ahead_bytes", "Memory for layers on their way from disk", of.read_ahead)
+    for name, text, value in (
+        ("edged_layers_read_bytes", "Bytes of layers read from disk", of.read),
+        ("edged_layers_wasted_bytes", "Of these, bytes dropped before they were used", of.wasted),
+        ("edged_layers_waits", "Times that a window waited for its disk", of.waits),
+        ("edged_layers_waited_seconds", "Time that windows waited for their disk", of.waited),
+    ):
+        yield CounterMetricFamily(name, text, value)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -5,6 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+class Streamer:
+    def __init__(self, read_ahead: int) -> None: ...
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]: ...
+    def set_read_ahead(self, bytes: int) -> None: ...
+    def close(self) -> None: ...
+
 class Window:
     def __init__(
         self,
@@ -30,6 +37,7 @@ class Window:
         kv_type: str,
         flash_attention: str,
         n_gpu_layers: int,
+        residency: tuple[Streamer, str, list[str], list[int]] | None,
         progress: Callable[[float], None] | None,
         rehearsal: bool = False,
     ) -> None: ...
@@ -41,6 +49,11 @@ class Window:
     def width(self) -> int: ...
     @property
     def memory(self) -> tuple[int, int, int]: ...
+    @property
+    def residency(self) -> tuple[int, int, int]: ...
+    @property
+    def streamed(self) -> list[int]: ...
+    def stream(self, layers: list[int]) -> None: ...
     def run(
         self,
         seq_ids: npt.NDArray[np.int32],

@@ -8,6 +8,7 @@ batches and which sequence id a request has do not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -126,6 +127,12 @@ class FakeWindow:
 
     def cancel(self) -> None:
         """A run takes no time here."""
+
+    def stream(self, layers: Sequence[int]) -> None:
+        """Nothing is on disk here; only the numbers are looked at."""
+        for layer in layers:
+            if not 0 <= layer < len(self._open()):
+                raise WindowError(f"the window has no layer {layer} to be streamed")
 
     def close(self) -> None:
         self._layers = None

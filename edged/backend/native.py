@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edged.backend import _native
+from edged.backend.residency import Residency, ResidencyBytes
 from edged.backend.source import EmbeddingTable, WindowSource
 from edged.backend.window import Batch, Hidden, KvOp, Logits, Tokens, WindowMemory
 from edged.errors import WindowError
@@ -112,8 +113,10 @@ def load_window(
     n_gpu_layers: int = 0,
     progress: Callable[[float], None] | None = None,
     rehearsal: bool = False,
+    residency: Residency | None = None,
 ) -> NativeWindow:
     """Loads a window into memory. `n_gpu_layers` of its layers, the last ones, go to a ggml GPU backend.
+    `residency` says which are streamed; without it libllama holds all of them in memory.
 
     `progress` is called from this thread with the share done, 0.0 to 1.0; an exception in it ends the
     load and is raised. A rehearsal reads no weights and takes no memory for them: such a window can only
@@ -145,6 +148,7 @@ def load_window(
             kv_type=context.kv_type,
             flash_attention=context.flash_attention,
             n_gpu_layers=n_gpu_layers,
+            residency=None if residency is None else residency.native(),
             progress=progress,
             rehearsal=rehearsal,
         )
@@ -168,6 +172,7 @@ class NativeWindow:
 
     def __init__(self, window: _native.Window) -> None:
         self._window = window
+        self._open = True
 
     @property
     def first(self) -> int:
@@ -185,6 +190,26 @@ class NativeWindow:
     def memory(self) -> WindowMemory:
         weights, kv, compute = self._window.memory
         return WindowMemory(weights=weights, kv=kv, compute=compute)
+
+    @property
+    def residency(self) -> ResidencyBytes:
+        return ResidencyBytes(*self._window.residency)
+
+    @property
+    def streamed(self) -> tuple[int, ...]:
+        """The layers that are read for every run, counted from the window's first."""
+        return tuple(self._window.streamed)
+
+    def stream(self, layers: Sequence[int]) -> None:
+        """Changes which layers are streamed; what the window computes stays the same.
+
+        Waits for the run in progress. Raises WindowError where a layer cannot be written to or read from the
+        disk; the window goes on with the layers that it could place.
+        """
+        try:
+            self._window.stream(list(layers))
+        finally:
+            _pass_on_log()
 
     def run(self, batch: Batch, inputs: Tokens | Hidden) -> Hidden:
         return self._call(self._window.run, batch, inputs)
@@ -225,6 +250,11 @@ class NativeWindow:
         """Makes the run in progress, if any, end with WindowError. From any thread."""
         self._window.cancel()
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     def close(self) -> None:
+        self._open = False
         self._window.close()
         _pass_on_log()

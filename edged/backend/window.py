@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -92,6 +93,13 @@ class Window(Protocol):
 
     def cancel(self) -> None:
         """Make the run in progress, if any, end with WindowError. From any thread."""
+        ...
+
+    def stream(self, layers: Sequence[int]) -> None:
+        """Change which layers (counted from the window's first) are read from disk for every run.
+
+        Results stay the same. Raises WindowError where a layer can be neither kept nor read.
+        """
         ...
 
     def close(self) -> None:

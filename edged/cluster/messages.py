@@ -34,6 +34,7 @@ class HeartbeatReport(Document):
     models: tuple[str, ...] = Field(default=(), max_length=10_000)  # Manifest.id of those it owns
     epoch: int = Field(default=0, ge=0)  # the epoch it serves; 0: none
     broken: BrokenRing | None = None
+    given_up: int = Field(default=0, ge=0)  # layers that it streams against the plan: its memory is short
 
 
 class ClusterView(Document):

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from edged.backend.residency import Placing, ResidencyFigures
 from edged.backend.source import WindowSource
 from edged.backend.window import KvOp, Window
 from edged.cluster.assignment import Assignment, with_names
+from edged.cluster.placings import placings_of
 from edged.cluster.stepwise import Report, stepwise
 from edged.errors import DamagedPartError, EdgedError, RingError
 from edged.planning.plan import ContextOptions, Hop, Plan
@@ -27,8 +29,8 @@ from edged.store.part_source import PartSource
 
 log = logging.getLogger(__name__)
 
-LoadWindow = Callable[[WindowSource, ContextOptions, int, Callable[[float], None]], Window]
-"""Loads a window; the number is that of its layers on the GPU. The last argument is called often with the
+LoadWindow = Callable[[WindowSource, ContextOptions, Placing, Callable[[float], None]], Window]
+"""Loads a window. The last argument is called often with the
 share done; what it raises ends the load. Raises WindowError."""
 
 
@@ -65,6 +67,8 @@ class Worker:
     try_model: raises ModelError for a model that libllama would not survive.
     on_result: where this device is the head, what the engine takes results with.
     say: told in plain words what this device does.
+    place_window: moves the layers of a loaded window to where a new plan wants them. Raises WindowError.
+    residency: figures of the windows that `load_window` has made.
     on_broken: (epoch, error) once a ring that was joined has lost a link.
     """
 
@@ -81,6 +85,8 @@ class Worker:
         on_result: Callable[[Result], None],
         on_broken: Callable[[int, EdgedError], None],
         say: Callable[[str], None] = lambda _: None,
+        place_window: Callable[[Window, Placing], None] = lambda window, to: window.stream(to.streamed),
+        residency: Callable[[], ResidencyFigures] = ResidencyFigures,
     ) -> None:
         self._device = device
         self._name = name
@@ -93,6 +99,8 @@ class Worker:
         self._on_result = on_result
         self._on_broken = on_broken
         self._say = say
+        self._place_window = place_window
+        self._residency = residency
         self._lock = threading.Lock()  # one preparation, activation or release at a time
         self._asking = threading.Lock()
         self._latest = 0  # the newest epoch asked for; an older preparation gives up
@@ -120,8 +128,13 @@ class Worker:
 
     @property
     def memory_held(self) -> int:
-        """Bytes of all windows loaded here."""
-        return sum(window.memory.total for window in list(self._windows.values()))
+        """Bytes of all windows loaded here, and of what is read ahead for them."""
+        windows = sum(window.memory.total for window in list(self._windows.values()))
+        return windows + self._residency().read_ahead
+
+    @property
+    def residency(self) -> ResidencyFigures:
+        return self._residency()
 
     @property
     def ring(self) -> Ring | None:
@@ -200,10 +213,11 @@ class Worker:
             self._manifest = manifest
             self._bring(manifest, self._parts(manifest, plan), assignment, report)
             self._try(manifest, plan, report)
-            for number, key in enumerate(keys.values()):
+            placings = placings_of(plan, self._device, manifest)
+            for number, (hop, key) in enumerate(keys.items()):
                 self._give_up_if_overtaken(plan.epoch)
                 report(Progress(stage="loading layers", device=self._name, done=number, total=len(keys)))
-                self._load(manifest, key, plan.epoch)
+                self._load(manifest, key, placings[hop], plan.epoch)
             windows = {hop: self._windows[key] for hop, key in keys.items()}
             self._stage = self._join(assignment, windows)
             report(Progress(stage="ready", device=self._name, done=len(keys), total=len(keys), finished=True))
@@ -259,14 +273,15 @@ class Worker:
             self._try_model(manifest)
             self._tried |= parts
 
-    def _load(self, manifest: Manifest, key: _WindowKey, epoch: int) -> None:
+    def _load(self, manifest: Manifest, key: _WindowKey, placing: Placing, epoch: int) -> None:
         window = self._windows.get(key)
         if window is not None:
             window.apply(KvOp("clear"))
+            self._place_window(window, placing)
             return
         source = compose(manifest, self._catalogue, key.first, key.last)
         self._windows[key] = self._load_window(
-            source, key.context, key.gpu_layers, lambda _: self._give_up_if_overtaken(epoch)
+            source, key.context, placing, lambda _: self._give_up_if_overtaken(epoch)
         )
 
     def _join(self, assignment: Assignment, windows: dict[int, Window]) -> Stage | Ring:

@@ -23,16 +23,28 @@ MEASURED_SHARE = 8  # a measurement takes one part in so many of the memory for 
 USUAL_TYPE = "q4_0"  # of a profile's one figure for all types
 
 
+def available_memory() -> int:
+    """Bytes that could be taken now without pushing anything out, within the limits of containers."""
+    free = psutil.virtual_memory().available
+    if (cgroup := tightest_limit()) is not None:
+        free = min(free, cgroup.available)
+    return int(free)
+
+
+def memory_total() -> int:
+    """Bytes of memory that this process may use at most."""
+    cgroup = tightest_limit()
+    total = int(psutil.virtual_memory().total)
+    return total if cgroup is None else min(total, cgroup.limit)
+
+
 def memory_budget(cap: int | None, held: int) -> int:
     """Bytes edged may hold in layers and caches: what is free now and what it holds already, within limits.
 
     Swap counts for nothing: weights in it would be read back for every token.
     cap: the user's own limit (--memory), None for none.  held: bytes of windows loaded at this moment.
     """
-    free = psutil.virtual_memory().available
-    if (cgroup := tightest_limit()) is not None:
-        free = min(free, cgroup.available)
-    budget = int(free * (1 - KEEP_FREE)) + held
+    budget = int(available_memory() * (1 - KEEP_FREE)) + held
     if cap is not None:
         budget = min(budget, cap)
     return max(0, budget - RUNTIME_BYTES)

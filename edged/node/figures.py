@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edged.api.daemon_view import HopStatistics, Statistics
+from dataclasses import asdict
+
+from edged.api.daemon_view import HopStatistics, ResidencyStatistics, Statistics
 from edged.cluster.worker import Worker
 from edged.rpc.messages import ModelSummary
 from edged.store.catalogue import Catalogue
@@ -27,8 +29,9 @@ def summary(manifest: Manifest, catalogue: Catalogue, loaded: str) -> ModelSumma
 def window_statistics(worker: Worker, name: str) -> Statistics:
     """Counters of the windows that run here, under the device's name."""
     stats = worker.stats
+    residency = ResidencyStatistics(**asdict(worker.residency))
     if stats is None:
-        return Statistics()
+        return Statistics(residency=residency)
     return Statistics(
         hops=tuple(
             HopStatistics(
@@ -41,4 +44,5 @@ def window_statistics(worker: Worker, name: str) -> Statistics:
             for hop in stats.hops
         ),
         frames_dropped=stats.dropped,
+        residency=residency,
     )

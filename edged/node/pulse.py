@@ -60,4 +60,5 @@ class Pulse:
             models=tuple(model.id for model in self._catalogue.models() if self._catalogue.owns(model)),
             epoch=self._worker.latest_epoch,
             broken=broken,
+            given_up=self._worker.residency.given_up,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edged.planning.plan import ContextOptions, KvType
 from edged.planning.profile import ModelProfile
+from edged.planning.streamed import spread
 
 # Bits per cached value, block scales included (ggml's block formats).
 KV_BITS: dict[KvType, float] = {
@@ -39,12 +40,30 @@ def window_overhead(model: ModelProfile, context: ContextOptions, *, yields_logi
     return overhead
 
 
-def share_bytes(model: ModelProfile, context: ContextOptions, windows: Sequence[tuple[int, int]]) -> int:
-    """Bytes a device needs for `windows`, each [first, last)."""
-    total = 0
-    for first, last in windows:
+def streamed_bytes(model: ModelProfile, first: int, last: int, streamed: int) -> int:
+    """Bytes of the window's layers that are read from disk for every token."""
+    return sum(model.layer_bytes[first + layer] for layer in spread(last - first, streamed))
+
+
+def share_bytes(
+    model: ModelProfile,
+    context: ContextOptions,
+    windows: Sequence[tuple[int, int]],
+    streamed: Sequence[int] | None = None,
+    read_ahead: int = 0,
+) -> int:
+    """Bytes of memory a device needs for `windows`, each [first, last).
+
+    streamed: for each window, how many of its layers are streamed (none by default); read_ahead: how many
+    such layers the device's buffer holds.
+    """
+    total = largest = 0
+    for (first, last), count in zip(windows, streamed or [0] * len(windows), strict=True):
         ends = last == model.n_layers
         total += sum(model.layer_bytes[first:last]) + (last - first) * kv_bytes_per_layer(model, context)
+        if count:
+            total -= streamed_bytes(model, first, last, count)
+            largest = max(largest, *model.layer_bytes[first:last])
         total += window_overhead(model, context, yields_logits=ends)
         total += model.output_bytes if ends else 0
-    return total
+    return total + read_ahead * largest

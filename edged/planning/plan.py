@@ -33,8 +33,8 @@ class Hop(Document):
     device: str
     first: int = Field(ge=0)
     last: int = Field(ge=1)
-    streamed: int = Field(default=0, ge=0)  # the last so many are read again for every token
-    gpu_layers: int = Field(default=0, ge=0)  # those before the streamed ones; the first stay in memory
+    streamed: int = Field(default=0, ge=0)  # of these layers, how many are read again for every token
+    gpu_layers: int = Field(default=0, ge=0)  # the rest stay in memory
     read_ahead: int = Field(default=0, ge=0)  # streamed layers that its device's read-ahead buffer holds
 
     @property

@@ -3,6 +3,7 @@
 HOME/store/models/<id>.manifest    a model that is known here, with all of its parts or some or none
 HOME/store/models/<id>.own         it was imported here
 HOME/store/parts/<sha256>.gguf     a part, named by its content
+HOME/store/images/<sha256>-*.image  a layer as it lies in memory, where it is streamed
 HOME/store/scratch/                files being written or fetched
 """
 
@@ -36,10 +37,11 @@ class Catalogue:
         root = home / "store"
         self._models = root / "models"
         self._parts = root / "parts"
+        self.images = root / "images"
         self.scratch = root / "scratch"
         with disk_errors(home, 0):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for directory in (self._models, self._parts, self.scratch):
+            for directory in (self._models, self._parts, self.images, self.scratch):
                 directory.mkdir(parents=True, exist_ok=True)
             self.lock = StoreLock(root / "lock")
         self._verified: dict[str, tuple[int, int, int]] = {}  # by SHA-256, as `_state` was
@@ -203,6 +205,17 @@ class Catalogue:
         with self.lock:
             return self._drop(manifest, keep={part.sha256 for part in parts})
 
+    def drop_images(self, sha256: str, but: Path | None = None) -> int:
+        """Remove the images of a layer, all or all but one; bytes made free."""
+        freed = 0
+        for image in self.images.glob(f"{sha256}-*"):
+            if image != but:
+                with contextlib.suppress(FileNotFoundError):
+                    size = image.stat().st_size
+                    image.unlink()
+                    freed += size
+        return freed
+
     def drop_unused(self, shas: Collection[str]) -> None:
         """Remove these parts where no known model has them: what a refused import has written."""
         with self.lock:
@@ -241,6 +254,7 @@ class Catalogue:
                     self._part_path(part.sha256).unlink()
                     freed += part.size
                 self.partial_path(part.sha256).unlink(missing_ok=True)
+                freed += self.drop_images(part.sha256)
         return freed
 
     def _known_parts(self) -> set[str]:

@@ -20,13 +20,16 @@ def bundled_model() -> Path:
 
 
 @contextmanager
-def whole_model(context: ContextOptions, threads: int) -> Iterator[Llama]:
-    """llama-cpp-python with the plan's context, which has decided on flash attention."""
+def whole_model(context: ContextOptions, threads: int, path: Path | None = None) -> Iterator[Llama]:
+    """llama-cpp-python with the plan's context, which has decided on flash attention.
+
+    path: another model than the bundled one.
+    """
     assert context.kv_type == "f16"
     assert context.wire_type == "f32"
     assert context.flash_attention != "auto"
     llama = Llama(
-        str(bundled_model()),
+        str(path or bundled_model()),
         n_ctx=context.n_ctx,
         n_batch=context.n_ubatch,
         n_ubatch=context.n_ubatch,

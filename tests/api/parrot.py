@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from edged.api.daemon_view import HopStatistics, Statistics
+from edged.api.daemon_view import HopStatistics, ResidencyStatistics, Statistics
 from edged.errors import (
     ContextOverflowError,
     InvalidRequestError,
@@ -204,5 +204,6 @@ class House:
         )
 
     def statistics(self) -> Statistics:
+        residency = ResidencyStatistics(resident=10, streamed=7, given_up=1, read=99, waited=0.25)
         hop = HopStatistics(hop=1, device="b", frames=7, compute_s=1.5, bytes_sent=4096)
-        return Statistics(hops=(hop,), frames_dropped=5)
+        return Statistics(hops=(hop,), frames_dropped=5, residency=residency)

@@ -54,6 +54,11 @@ def test_metrics_of_the_daemon(http: httpx.Client) -> None:
     assert found["edged_requests_active", ()] == 2
     assert found["edged_requests_waiting", ()] == 1
     assert found["edged_frames_dropped_total", ()] == 5
+    assert found["edged_layers_resident_bytes", ()] == 10
+    assert found["edged_layers_streamed_bytes", ()] == 7
+    assert found["edged_layers_given_up", ()] == 1
+    assert found["edged_layers_read_bytes_total", ()] == 99
+    assert found["edged_layers_waited_seconds_total", ()] == 0.25
     assert found["edged_hop_compute_seconds_total", hop] == 1.5
     assert found["edged_hop_frames_total", hop] == 7
     assert found["edged_hop_bytes_total", hop] == 4096

@@ -62,6 +62,7 @@ def test_every_setting_has_a_variable() -> None:
         "EDGED_FLASH_ATTENTION": "ON",
         "EDGED_WIRE_TYPE": "q8",
         "EDGED_OBJECTIVE": "latency",
+        "EDGED_RESIDENCY": "off",
         "EDGED_LOG_LEVEL": "debug",
     }
     assert {setting.variable for setting in SETTINGS.values()} == set(given)

@@ -18,7 +18,6 @@ from edged.errors import (
     RingBrokenError,
     RingError,
 )
-from edged.planning.plan import ContextOptions
 from edged.rpc.messages import Progress
 from edged.store.manifest import Manifest
 from tests.cluster.household import MIB, Household, manifest

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edged.backend.native import load_window
+from edged.backend.residency import Placing
 from edged.backend.source import WindowSource
 from edged.backend.window import Batch, Window
 from edged.cluster.assignment import Assignment
@@ -81,11 +82,11 @@ class Household:
         self,
         source: WindowSource,
         context: ContextOptions,
-        gpu_layers: int,
+        placing: Placing,
         progress: Callable[[float], None],
     ) -> Window:
         self.loads.append((source.first, source.last))
-        return load_window(source, context, 1, gpu_layers, progress)
+        return load_window(source, context, 1, placing.gpu_layers, progress)
 
     def plan(self, epoch: int, *hops: tuple[str, int, int]) -> Plan:
         ring = tuple(Hop(device=device, first=first, last=last) for device, first, last in hops)
@@ -284,12 +285,12 @@ def test_a_device_that_stops_gives_up_its_load(household: Household, monkeypatch
     loading, load = threading.Event(), household.load
 
     def endless(
-        source: WindowSource, context: ContextOptions, layers: int, progress: Callable[[float], None]
+        source: WindowSource, context: ContextOptions, placing: Placing, progress: Callable[[float], None]
     ) -> Window:
         loading.set()
         while not household.stopped:
             progress(0.5)
-        return load(source, context, layers, progress)
+        return load(source, context, placing, progress)
 
     monkeypatch.setattr(worker, "_load_window", endless)
     failures: list[EdgedError] = []

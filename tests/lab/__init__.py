@@ -11,6 +11,7 @@ Needs root and iproute2; `LabUnavailableError` says what is missing.
 
 from __future__ import annotations
 
+from tests.lab.cable import Delay
 from tests.lab.capture import Capture
 from tests.lab.daemon import Daemon
 from tests.lab.device import Device
@@ -18,16 +19,20 @@ from tests.lab.home import Home
 from tests.lab.place import Place, edged_command
 from tests.lab.process import CapturedProcess
 from tests.lab.shell import LabError, LabTimeoutError, LabUnavailableError
+from tests.lab.usage import Usage, usage_of
 
 __all__ = [
     "Capture",
     "CapturedProcess",
     "Daemon",
+    "Delay",
     "Device",
     "Home",
     "LabError",
     "LabTimeoutError",
     "LabUnavailableError",
     "Place",
+    "Usage",
     "edged_command",
+    "usage_of",
 ]

@@ -1,17 +1,16 @@
-"""One device of the emulated home: a place with a network namespace, a cable, and maybe a memory limit."""
+"""One device of the emulated home: a place with a network namespace, a cable, and maybe limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.lab.cable import INTERFACE, Cable, Delay
+from tests.lab.disk import DiskGroup
 from tests.lab.memory import MemoryGroup, parse_size
 from tests.lab.namespace import Namespace, pids_inside
 from tests.lab.place import Place
-from tests.lab.shell import LabError, LabUnavailableError, attempt, sh
-
-INTERFACE = "eth0"
-BURST_S = 0.004  # a shaper must pass at least what arrives between two kernel ticks
+from tests.lab.shell import attempt, sh
 
 
 class Device(Place):
@@ -28,41 +27,36 @@ class Device(Place):
         cores: Sequence[int],
         memory: str | None,
         link: str | None,
+        delay: Delay | None,
         disk: str | None,
+        disk_rate: str | None,
     ) -> None:
         super().__init__(name, root, cores)
         self.address = address
-        self._port = f"to-{name}"  # an interface name: at most 15 characters
         self.memory: MemoryGroup | None = None
-        self._switch = switch
-        self._disk = False
+        self.disk: DiskGroup | None = None
+        self._cable: Cable | None = None
+        self._small_disk = False
         self.namespace = Namespace(f"{lab}-{name}")
         try:
-            self._plug_into_switch()
+            self._cable = Cable(name, self.namespace, switch, delay, root / "relay.log")
+            self._set_address()
             if link is not None:
                 self.shape(link)
             if memory is not None:
                 self.memory = MemoryGroup(f"{lab}-{name}", parse_size(memory))
+            if disk_rate is not None:
+                self.disk = DiskGroup(f"{lab}-{name}", root, parse_size(disk_rate))
             if disk is not None:
-                sh(
-                    "mount",
-                    "-t",
-                    "tmpfs",
-                    "-o",
-                    f"size={parse_size(disk)},mode=0700",
-                    "tmpfs",
-                    str(self.home),
-                )
-                self._disk = True
+                options = f"size={parse_size(disk)},mode=0700"
+                sh("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.home))
+                self._small_disk = True
         except BaseException:
             self.close()
             raise
 
-    def _plug_into_switch(self) -> None:
-        """A veth pair is the cable: `eth0` here, the port `to-NAME` on the switch."""
-        inside, switch = self.namespace, self._switch
-        inside.ip("link", "add", INTERFACE, "type", "veth", "peer", "name", self._port, "netns", switch.name)
-        switch.ip("link", "set", "dev", self._port, "master", "switch", "up")
+    def _set_address(self) -> None:
+        inside = self.namespace
         inside.ip("addr", "add", f"{self.address}/24", "dev", INTERFACE)
         inside.ip("link", "set", "dev", INTERFACE, "up")
         inside.ip("route", "add", "default", "via", f"{self.address.rsplit('.', 1)[0]}.1")
@@ -70,43 +64,38 @@ class Device(Place):
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        group = self.memory.prefix if self.memory is not None else ()
-        return (*group, *self.namespace.prefix, *super().prefix)
+        groups = [group.prefix for group in (self.memory, self.disk) if group is not None]
+        return (*sum(groups, ()), *self.namespace.prefix, *super().prefix)
+
+    @property
+    def cable(self) -> Cable:
+        assert self._cable is not None
+        return self._cable
 
     def shape(self, rate: str) -> None:
         """Limits the cable to `rate` (as tc writes it: 100mbit, 1gbit) in both directions."""
-        burst = max(32_000, int(_bits_per_second(rate) / 8 * BURST_S))
-        tbf = ("root", "tbf", "rate", rate, "burst", str(burst), "latency", "50ms")
-        for namespace, interface in ((self.namespace, INTERFACE), (self._switch, self._port)):
-            try:
-                sh("tc", "-n", namespace.name, "qdisc", "replace", "dev", interface, *tbf)
-            except LabError as error:
-                raise LabUnavailableError(f"links cannot be shaped here: {error}") from None
+        self.cable.shape(rate)
 
     def unplug(self) -> None:
         """Pulls the cable out: no carrier, every packet is lost, no connection is told."""
-        self._switch.ip("link", "set", "dev", self._port, "down")
+        self.cable.unplug()
 
     def plug(self) -> None:
-        self._switch.ip("link", "set", "dev", self._port, "up")
+        self.cable.plug()
 
     def processes(self) -> list[int]:
         """Process ids of everything that runs on the device."""
         return pids_inside(self.namespace.name)
 
     def close(self) -> None:
-        """Turns the device off: its processes are killed, its namespace, limit and disk removed."""
+        """Turns the device off: its processes are killed, its namespace, limits and disk removed."""
         super().close()
         self.namespace.close()
-        if self.memory is not None:
-            self.memory.close()
-        if self._disk:
+        if self._cable is not None:
+            self._cable.close()
+        for group in (self.memory, self.disk):
+            if group is not None:
+                group.close()
+        if self._small_disk:
             attempt("umount", str(self.home))
-            self._disk = False
-
-
-def _bits_per_second(rate: str) -> float:
-    for suffix, factor in (("gbit", 1e9), ("mbit", 1e6), ("kbit", 1e3)):
-        if rate.lower().endswith(suffix):
-            return float(rate[: -len(suffix)]) * factor
-    raise LabError(f"{rate!r} is not a rate such as 100mbit or 1gbit")
+            self._small_disk = False

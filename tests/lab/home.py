@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.cable import Delay
 from tests.lab.device import Device
 from tests.lab.namespace import Namespace
 from tests.lab.shell import LabError, LabUnavailableError
@@ -57,10 +58,17 @@ class Home:
         cores: Sequence[int] = (),
         memory: str | None = None,
         link: str | None = None,
+        delay: Delay | None = None,
         disk: str | None = None,
+        disk_rate: str | None = None,
     ) -> Device:
-        """Plugs in a device. `memory`, `disk`: sizes such as 512M (`disk`: a file system of that size
-        under its EDGED_HOME); `link`: a rate such as 100mbit; `cores`: processors it may use."""
+        """Plugs in a device.
+
+        cores: processors it may use.  link: a rate such as 100mbit, and `delay` how long its cable is.
+        memory, disk, disk_rate: sizes such as 512M. `memory` is all that its programs may hold, page cache
+        included; `disk` a file system of that size, in memory, under its EDGED_HOME; `disk_rate` what its
+        programs may read from the disk per second.
+        """
         device = Device(
             name,
             self.root / name,
@@ -70,7 +78,9 @@ class Home:
             cores=cores,
             memory=memory,
             link=link,
+            delay=delay,
             disk=disk,
+            disk_rate=disk_rate,
         )
         self.devices.append(device)
         return device

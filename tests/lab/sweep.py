@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.lab import memory, namespace
+from tests.lab import cgroup, namespace
 from tests.lab.shell import attempt
 
 _NAME = re.compile(r"edl(\d+)x\d+(?:-.*)?")
@@ -35,9 +35,9 @@ def sweep() -> list[str]:
     for name in filter(_is_left_over, _names(namespace.NAMED)):
         namespace.destroy(name)
         removed.append(name)
-    for root in memory.roots():
+    for root in cgroup.roots():
         for name in filter(_is_left_over, _names(root)):
-            memory.remove_group(root / name)
+            cgroup.remove_group(root / name)
             removed.append(name)
     temporary = Path(tempfile.gettempdir())
     for name in filter(_is_left_over, _names(temporary)):

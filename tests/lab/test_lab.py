@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,67 +14,11 @@ import pytest
 from tests.lab import Capture, Home, LabTimeoutError, LabUnavailableError
 from tests.lab.memory import parse_size
 from tests.lab.namespace import NAMED
+from tests.lab.scripts import ANNOUNCE, BROWSE, READ, SERVE, python
 from tests.lab.shell import LabError, sh
 from tests.lab.sweep import sweep
 
 pytestmark = pytest.mark.root
-
-ANNOUNCE = """
-import socket, sys
-from zeroconf import ServiceInfo, Zeroconf
-zeroconf = Zeroconf()
-zeroconf.register_service(ServiceInfo(
-    "_edgedlab._tcp.local.", "here._edgedlab._tcp.local.", port=7, addresses=[socket.inet_aton(sys.argv[1])]))
-print("announced", flush=True)
-import signal; signal.pause()
-"""
-
-BROWSE = """
-import queue, socket
-from zeroconf import ServiceBrowser, Zeroconf
-found = queue.Queue()
-def changed(zeroconf, service_type, name, state_change):
-    found.put((service_type, name))
-zeroconf = Zeroconf()
-browser = ServiceBrowser(zeroconf, "_edgedlab._tcp.local.", handlers=[changed])
-service_type, name = found.get(timeout=20)
-info = zeroconf.get_service_info(service_type, name)
-print(name, socket.inet_ntoa(info.addresses[0]))
-zeroconf.close()
-"""
-
-SERVE = """
-import socket, sys
-server = socket.create_server(("0.0.0.0", 9))
-print("listening", flush=True)
-while True:
-    client, _ = server.accept()
-    client.sendall(b"x" * int(sys.argv[1]))
-    client.close()
-"""
-
-READ = """
-import socket, sys
-client = socket.create_connection((sys.argv[1], 9), timeout=5)
-size = 0
-while piece := client.recv(65536):
-    size += len(piece)
-print(size)
-"""
-
-
-@pytest.fixture
-def home() -> Iterator[Home]:
-    try:
-        emulated = Home()
-    except LabUnavailableError as missing:
-        pytest.skip(str(missing))
-    with emulated:
-        yield emulated
-
-
-def python(script: str, *args: str) -> list[str]:
-    return [sys.executable, "-c", script, *args]
 
 
 def test_devices_find_each_other_by_multicast(home: Home) -> None:

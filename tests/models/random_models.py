@@ -123,11 +123,12 @@ def _add_matrix(
     if values <= 2**18:  # a small model: true random values, quantised as usual
         exact = small_values(rng, name, dimensions)
         data = exact if kind == "F32" else gguf.quants.quantize(exact, raw_type)
-    else:  # a large one: the same few million values again and again
+    else:  # a large one: the same few million values again and again, from another place in each tensor
         tile = tiles.get(kind)
         if tile is None:
             tile = tiles[kind] = _tile(rng, kind)
-        data = np.resize(tile, values // block * block_bytes)
+        start = int(rng.integers(_TILE_VALUES // block)) * block_bytes
+        data = np.resize(np.roll(tile, -start), values // block * block_bytes)
         data = data.view(np.float32) if kind == "F32" else data
     if kind == "F32":
         writer.add_tensor(name, data.reshape(dimensions[::-1]))
@@ -148,7 +149,8 @@ def _tile(rng: np.random.Generator, kind: str) -> np.ndarray:
     if kind == "MXFP4":
         blocks[:, 0] = 118  # the exponent of a power of two: 2 ** -9
         return blocks.reshape(-1)
-    scale = np.array([0.002], np.float16).view(np.uint8)
+    signs = rng.choice(np.array([-0.002, 0.002], np.float16), len(blocks))  # no mean that drowns the rest
+    scale = signs.view(np.uint8).reshape(-1, 2)
     starts = {
         **{"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,)},
         **{"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)},

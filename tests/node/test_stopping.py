@@ -59,7 +59,7 @@ def test_a_daemon_that_loads_a_model_stops_at_once(tmp_path: Path, monkeypatch: 
     late = threading.Event()
     ends: list[str] = []
 
-    def load(*arguments: object) -> object:
+    def load(*arguments: object, **_options: object) -> object:
         progress = arguments[-1]
         assert callable(progress)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -75,7 +75,7 @@ def test_a_daemon_that_loads_a_model_stops_at_once(tmp_path: Path, monkeypatch: 
             watchdog.cancel()
         raise AssertionError("the load went on")
 
-    monkeypatch.setattr("edged.backend.native.load_window", load)
+    monkeypatch.setattr("edged.device.layer_keeper.load_window", load)
     environment = {
         "EDGED_HOME": str(tmp_path / "home"),
         "EDGED_NAME": "nuc",

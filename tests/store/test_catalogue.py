@@ -60,6 +60,21 @@ def test_removing_keeps_what_another_model_shares(small: tuple[Catalogue, Manife
     assert catalogue.models() == ()
 
 
+def test_images_go_with_their_layers(small: tuple[Catalogue, Manifest]) -> None:
+    catalogue, manifest = small
+    images = [
+        catalogue.images / f"{manifest.layer(index).sha256}-{kind}.image" for index, kind in [(0, 1), (2, 1)]
+    ]
+    for image in images:
+        image.write_bytes(bytes(1000))
+    mine = manifest.parts_for(2, 4)
+    others = sum(part.size for part in manifest.parts if part not in mine)
+    assert catalogue.keep_only(manifest, mine) == others + 1000
+    assert [image.exists() for image in images] == [False, True]
+    assert catalogue.remove("small") == sum(part.size for part in mine) + 1000
+    assert list(catalogue.images.iterdir()) == []
+
+
 def test_a_worker_keeps_only_what_it_runs(small: tuple[Catalogue, Manifest]) -> None:
     catalogue, manifest = small
     mine = manifest.parts_for(2, 4)

@@ -1,0 +1,156 @@
+"""A cluster in the emulated home, with limited memory, links and disks, that counts what its tokens cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from benchmarks.stores import MODEL, forget_store, link_store
+from edged.frontdoor.client import FrontDoorClient, open_front_door
+from edged.planning.plan import Plan
+from edged.serving.generation import GenerateRequest, Sampling
+from edged.settings import daemon_socket
+from tests.lab import Daemon, Delay, Device, Home, LabError, Usage, usage_of
+
+LOAD_S = 600.0
+HTTP_PORT = 7480
+COUNTED = "edged_"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of every device: sizes as the lab writes them, None for no limit."""
+
+    memory: str | None
+    link: str | None = None
+    delay: Delay | None = None
+    disk_rate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One answer, token by token."""
+
+    tokens: tuple[int, ...]
+    at: tuple[float, ...]  # when each came
+    usage: tuple[tuple[Usage, ...], ...]  # for each token, of every daemon, when it came
+
+
+class EmulatedCluster:
+    """A head that owns the model and workers that joined, with the parts in every store already."""
+
+    def __init__(self, prepared: Path, nodes: int, limits: Limits, threads: int, *flags: str) -> None:
+        self._stack = ExitStack()
+        self._threads = threads
+        self.home = self._stack.enter_context(Home())
+        self.devices: list[Device] = []
+        self.daemons: list[Daemon] = []
+        try:
+            forget_store(prepared)
+            for number in range(nodes):
+                self._add(prepared, number, limits, flags)
+            self.client: FrontDoorClient = self._stack.enter_context(
+                open_front_door(daemon_socket(self.devices[0].home))
+            )
+            for _ in self.client.load(MODEL):
+                pass
+            self.plan = self._wait_for_ring()
+        except BaseException as error:
+            logs = self.home.logs()
+            self.close()
+            error.add_note(logs)
+            raise
+
+    def _add(self, prepared: Path, number: int, limits: Limits, flags: Sequence[str]) -> None:
+        device = self.home.device(
+            f"d{number}",
+            memory=limits.memory,
+            link=limits.link,
+            delay=limits.delay,
+            disk_rate=limits.disk_rate,
+        )
+        self.devices.append(device)
+        link_store(prepared, device.home, owner=number == 0)
+        joining = ("--join", self.daemons[0].token()) if number else ()
+        daemon = device.start_daemon("--threads", str(self._threads), *joining, *flags)
+        self.daemons.append(daemon)
+        daemon.wait_until(lambda status: len(status.members) > number, "cluster")
+
+    def _wait_for_ring(self) -> Plan:
+        status = self.daemons[0].wait_until(
+            lambda status: status.state in ("ready", "failed") and status.plan is not None, "ring", LOAD_S
+        )
+        if status.plan is None or status.state != "ready":
+            raise LabError(status.problem or "the ring is not ready")
+        return status.plan
+
+    def budgets(self) -> dict[str, int]:
+        """By device id, what each may hold in layers and caches, as it tells the planner."""
+        return {member.device: member.memory_budget for member in self.daemons[0].status().members}
+
+    def ids(self) -> list[str]:
+        """Device ids in the order of `devices`."""
+        return [daemon.status().device for daemon in self.daemons]
+
+    def decode(self, prompt: Sequence[int], max_tokens: int) -> Decoded:
+        """One greedy answer of exactly `max_tokens` tokens."""
+        request = GenerateRequest(
+            prompt=tuple(prompt), sampling=Sampling(temperature=0), max_tokens=max_tokens, ignore_eos=True
+        )
+        tokens: list[int] = []
+        at: list[float] = []
+        usage: list[tuple[Usage, ...]] = []
+        for event in self.client.generate(request):
+            if event.token_ids:
+                tokens += event.token_ids
+                at += [time.perf_counter()] * len(event.token_ids)
+                usage += [self.usage()] * len(event.token_ids)
+        if len(tokens) != max_tokens:
+            raise LabError(f"{len(tokens)} tokens came instead of {max_tokens}")
+        return Decoded(tuple(tokens), tuple(at), tuple(usage))
+
+    def usage(self) -> tuple[Usage, ...]:
+        return tuple(usage_of(daemon.process.pid) for daemon in self.daemons)
+
+    def counters(self) -> dict[str, float]:
+        """Sums over the daemons' own counters, by name."""
+        sums: dict[str, float] = {}
+        for device in self.devices:
+            for line in _metrics(device).splitlines():
+                name, _, value = line.rpartition(" ")
+                if name.startswith(COUNTED):
+                    key = name.partition("{")[0]
+                    sums[key] = sums.get(key, 0.0) + float(value)
+        return sums
+
+    def close(self) -> None:
+        for daemon in reversed(self.daemons):
+            if daemon.process.running:
+                daemon.stop()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _metrics(device: Device) -> str:
+    """The page that Prometheus would read, fetched from inside: HTTP is on the device's loopback only."""
+    with device.namespace.connect(HTTP_PORT) as client:
+        client.sendall(f"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1:{HTTP_PORT}\r\n\r\n".encode())
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+    head, _, body = received.decode().partition("\r\n\r\n")
+    if " 200 " not in head.partition("\r\n")[0]:
+        raise LabError(f"{device.name}: no metrics: {head.splitlines()[0]}")
+    return body

@@ -1,0 +1,105 @@
+"""Which layers of a window are in memory, and which are read again for every token.
+
+A streamed layer lies on disk as an *image*: its weights exactly as the kernels of this processor want them.
+The streamer of the device reads the images of all its windows in order of use, a fixed number of bytes ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edged.backend import _native
+
+MICROSECOND = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyBytes:
+    """Bytes of a window's layers as they lie in memory."""
+
+    resident: int  # in memory between tokens
+    locked: int  # of these, what the system promised not to swap out
+    streamed: int  # read from disk for every run
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCounts:
+    """What a streamer has done since it was made."""
+
+    read: int  # bytes from disk
+    wasted: int  # of these, bytes that had to make room before they were used
+    waits: int  # how often a run waited for the disk
+    waited: float  # seconds
+    slots: int  # bytes that the read-ahead takes now
+
+
+class Streamer:
+    """Reads ahead for all windows of one device. Close it after the windows."""
+
+    def __init__(self, read_ahead: int) -> None:
+        """`read_ahead`: bytes that may be held for streamed layers (at least two tensors' worth is taken)."""
+        self._streamer = _native.Streamer(read_ahead)
+
+    @property
+    def counts(self) -> StreamCounts:
+        read, wasted, waits, waited, slots = self._streamer.counts
+        return StreamCounts(read, wasted, waits, waited * MICROSECOND, slots)
+
+    def set_read_ahead(self, read_ahead: int) -> None:
+        """Changes how many bytes may be held; waits for runs in progress. Raises WindowError."""
+        self._streamer.set_read_ahead(read_ahead)
+
+    def close(self) -> None:
+        """Ends its threads; idempotent."""
+        self._streamer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where the plan wants a window's layers.
+
+    gpu_layers: how many are on a GPU.
+    streamed:   the layers that are streamed, counted from the window's first.
+    read_ahead: bytes that this device may hold for streamed layers, of all its windows together.
+    keys:       as in `Residency`.
+    """
+
+    keys: tuple[str, ...]
+    gpu_layers: int = 0
+    streamed: tuple[int, ...] = ()
+    read_ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyFigures:
+    """A device's layers now, and what its streamer has done since the daemon started. Bytes, seconds."""
+
+    resident: int = 0
+    locked: int = 0
+    streamed: int = 0  # per token
+    read_ahead: int = 0  # taken by the slots
+    read: int = 0
+    wasted: int = 0
+    waits: int = 0
+    waited: float = 0.0
+    given_up: int = 0  # layers that are streamed because memory has become short, against the plan
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """Where a window's layers are.
+
+    images:   a directory for images.
+    keys:     the beginning of the image's file name for each layer of the window; it tells the weights.
+    streamed: the layers that are streamed, counted from the window's first.
+    """
+
+    streamer: Streamer
+    images: Path
+    keys: tuple[str, ...]
+    streamed: tuple[int, ...]
+
+    def native(self) -> tuple[_native.Streamer, str, list[str], list[int]]:
+        """As the native module takes it."""
+        return self.streamer._streamer, str(self.images), list(self.keys), list(self.streamed)

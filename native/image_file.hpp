@@ -1,0 +1,53 @@
+// The weights of one layer on disk exactly as they lie in memory, repacked for this processor: what is read
+// for every token is computed with as it is.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace edged {
+
+// One tensor's place in an image; whole pages.
+struct ImagePart {
+    uint64_t offset = 0;
+    uint64_t length = 0;
+};
+
+class ImageFile {
+  public:
+    // `layout` tells apart images of the same weights that are laid out in another way.
+    ImageFile(std::string path, uint64_t layout, std::vector<ImagePart> parts);
+    ~ImageFile();
+
+    const std::string& path() const { return path_; }
+    const ImagePart& part(size_t index) const { return parts_[index]; }
+    uint64_t size() const;  // bytes on disk
+
+    // Whether there is an image of this layout; opens it. The parts' content is not looked at.
+    bool open();
+    // Writes the parts, which lie at `data` as in the image, under a temporary name, then opens it. Throws
+    // WindowFailure.
+    void write(const char* data);
+    // `length` bytes of a part, from `from` on; all in whole pages, also `to`. Throws WindowFailure.
+    void read(size_t part, uint64_t from, char* to, uint64_t length) const;
+    // Throws WindowFailure unless `data` is what was written as this part.
+    void check(size_t part, const char* data) const;
+
+  private:
+    struct Opened;
+    std::shared_ptr<const Opened> opened() const;
+
+    const std::string path_;
+    const uint64_t layout_;
+    const std::vector<ImagePart> parts_;
+    mutable std::mutex lock_;  // of opened_: an image may be written anew while others read it
+    std::shared_ptr<const Opened> opened_;
+};
+
+// Tells damage from soundness, not friend from foe.
+uint64_t checksum(const char* data, uint64_t length, uint64_t seed = 0);
+
+}  // namespace edged

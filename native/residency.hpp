@@ -1,0 +1,142 @@
+// Which layers of a window are in memory and which are streamed, and the streaming during a run.
+//
+// llama.cpp asks the eval callback about every node of a graph before it computes, and stops after a node
+// where the answer is yes. When it asks about a node that uses a streamed weight, the answer waits until the
+// weight is there. So no node ever computes with a weight that is missing, whatever the graph. The stops,
+// learned once per window, only make room early: without them a graph would be asked about as a whole, and
+// all its weights would have to be there at once.
+#pragma once
+
+#include <ggml.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "layer_experts.hpp"
+#include "layer_weights.hpp"
+#include "pages.hpp"
+#include "placement.hpp"
+#include "streamer.hpp"
+
+namespace edged {
+
+struct ResidencyOptions {
+    std::shared_ptr<Streamer> streamer;
+    std::string images;             // directory
+    std::vector<std::string> keys;  // per layer: a name that changes with its content
+    std::vector<int64_t> streamed;  // layers, counted from the window's first
+    bool lock = true;
+};
+
+struct ResidencyBytes {
+    uint64_t resident = 0;  // weights of whole layers in memory
+    uint64_t locked = 0;    // of these, what the system promised to keep there
+    uint64_t streamed = 0;  // read for every run
+};
+
+class Residency {
+  public:
+    using MakeFile = std::function<ComposedFile()>;
+
+    // `order`: of this window among those of the device. `make_file` opens the model's files anew.
+    Residency(ResidencyOptions options, int order, Placement placement, MakeFile make_file);
+    ~Residency();
+    Residency(const Residency&) = delete;
+    Residency& operator=(const Residency&) = delete;
+
+    Placement& placement() { return placement_; }
+    ResidencyBytes bytes() const;
+    std::vector<int64_t> streamed() const { return {streamed_.begin(), streamed_.end()}; }
+
+    // Brings the layers of the loaded window to where they belong; `report` gets the share done, and returns
+    // false to give up. Throws WindowFailure.
+    void load(const llama_model* model, const std::function<bool(float)>& report);
+    // Changes which layers are streamed; no run may be in progress. Throws WindowFailure, and then everything
+    // that can be computed before can be computed still.
+    void stream(const std::vector<int64_t>& layers);
+
+    // Until `end_survey`: learn from the graph in which order it uses which weights.
+    void begin_survey();
+    void end_survey();
+
+    // Around each run. `cancelled` ends waiting.
+    void begin_run(const std::atomic<bool>& cancelled);
+    void end_run();
+    // From the eval callback: before a node is computed (true: stop after it), and at such a stop.
+    bool on_ask(ggml_tensor* node);
+    void on_stop();
+    // Why the run has to end; empty if nothing is wrong.
+    const std::string& failure() const { return failure_; }
+
+  private:
+    struct Unit {
+        StreamUnit streamed;
+        LayerWeights* layer = nullptr;
+        std::vector<ggml_tensor*> tensors;
+        std::vector<uint64_t> places;  // of the tensors in the slot
+        uint64_t bytes = 0;
+        int uses = 0;  // nodes that need it in one run
+        int used = 0;
+        bool held = false;
+    };
+    // Of a mixture `dense` has what every token uses, which stays in memory; only the experts are streamed.
+    struct Layer {
+        std::unique_ptr<LayerWeights> dense;
+        std::unique_ptr<LayerExperts> experts;  // none where there are no experts
+        LayerWeights& streamable() { return experts ? experts->weights() : *dense; }
+    };
+    struct Step {  // of the surveyed graph
+        std::string name;
+        bool splits_well = true;
+        std::vector<const ggml_tensor*> weights;
+    };
+
+    using Files = std::function<ComposedFile&()>;  // the model's, opened when they are needed
+
+    void add_layer(std::vector<Weight*> weights, const std::string& image_stem);
+    void send_out(Layer& layer, const Files& files);
+    void call_in(Layer& layer, const Files& files);
+    void use(const ggml_tensor* weight);
+    void use_experts(LayerExperts& experts, const ggml_tensor* node);
+    const void* group_of(const ggml_tensor* weight) const;
+    void hold(Unit& unit);
+    void recover(LayerWeights& layer, const std::string& why);
+    void let_go(bool all);
+    void make_units();
+    void find_stops();
+    void put_up(const std::set<int64_t>& wanted, const std::function<bool(float)>& report);
+    std::set<int64_t> checked(const std::vector<int64_t>& layers) const;
+
+    const ResidencyOptions options_;
+    const int order_;
+    Placement placement_;
+    const MakeFile make_file_;
+    Pages pages_;
+    Pages nothing_;  // what streamed weights point to while they are not there
+    std::vector<Layer> layers_;
+    std::unordered_map<const ggml_tensor*, LayerExperts*> experts_of_;
+    std::unordered_map<const ggml_tensor*, LayerWeights*> layer_of_;
+    std::set<int64_t> streamed_;
+    bool moved_ = false;  // whether tensors may have moved since a graph was made
+    uint64_t slot_bytes_ = 0;
+
+    bool surveying_ = false;
+    std::vector<Step> steps_;
+    std::vector<std::unique_ptr<Unit>> units_;
+    std::unordered_map<const ggml_tensor*, Unit*> unit_of_;
+    std::unordered_set<std::string> stops_;
+    std::vector<Unit*> held_;
+    std::set<LayerExperts*> held_experts_;
+    std::unordered_set<const ggml_tensor*> not_computed_;  // asked about since the last stop
+    const std::atomic<bool>* cancelled_ = nullptr;
+    std::string failure_;
+};
+
+}  // namespace edged

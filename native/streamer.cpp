@@ -1,0 +1,335 @@
+#include "streamer.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "error.hpp"
+#include "system.hpp"
+
+namespace edged {
+
+namespace {
+
+constexpr uint64_t kChunk = 4U << 20;  // bytes per read: large enough for any disk, small enough to share out
+constexpr uint64_t kLeastForExperts = 4;  // one part in so many of the read-ahead
+constexpr int kReaders = 2;               // so that a disk has its next order before it has filled the last
+
+}  // namespace
+
+void StreamUnit::add(const ImageFile& image, size_t part) {
+    const uint64_t length = image.part(part).length;
+    for (uint64_t from = 0; from < length; from += kChunk) {
+        chunks_.push_back({pieces_.size(), from, std::min(kChunk, length - from)});
+    }
+    pieces_.push_back({&image, part, bytes_});
+    bytes_ += length;
+}
+
+Streamer::Streamer(uint64_t read_ahead) : read_ahead_(read_ahead) { share_read_ahead(); }
+
+Streamer::~Streamer() { close(); }
+
+void Streamer::close() {
+    {
+        const Lock lock(lock_);
+        closed_ = true;
+    }
+    work_.notify_all();
+    news_.notify_all();
+    for (std::thread& reader : readers_) reader.join();
+    readers_.clear();
+}
+
+void Streamer::set_units(const void* owner, int order, std::vector<StreamUnit*> units, uint64_t slot_bytes) {
+    Lock lock(lock_);
+    ++changing_;
+    news_.wait(lock, [&] { return loading_.empty(); });
+    const StreamUnit* next = order_.empty() ? nullptr : order_[next_];
+    for (Slot& slot : slots_) {
+        if (slot.unit != nullptr && std::any_of(owners_.begin(), owners_.end(), [&](const Owner& known) {
+                return known.who == owner && std::count(known.units.begin(), known.units.end(), slot.unit);
+            })) {
+            vacate(*slot.unit);
+        }
+    }
+    std::erase_if(owners_, [&](const Owner& known) { return known.who == owner; });
+    const bool streams = !units.empty();
+    if (streams) owners_.push_back({owner, order, std::move(units)});
+    std::stable_sort(owners_.begin(), owners_.end(),
+                     [](const Owner& a, const Owner& b) { return a.order < b.order; });
+    order_.clear();
+    for (const Owner& known : owners_) order_.insert(order_.end(), known.units.begin(), known.units.end());
+    const auto found = std::find(order_.begin(), order_.end(), next);
+    next_ = found == order_.end() ? 0 : static_cast<size_t>(found - order_.begin());
+    try {
+        if (order_.empty()) {
+            slots_.clear();
+            slot_bytes_ = counts_.slots = 0;
+            share_read_ahead();
+        } else if (streams && slot_bytes > slot_bytes_) {
+            make_slots(slot_bytes, lock);
+        }
+        while (streams && readers_.size() < kReaders) readers_.emplace_back([this] { read_on(); });
+    } catch (...) {
+        --changing_;
+        throw;
+    }
+    --changing_;
+    work_.notify_all();
+}
+
+// Larger slots for everybody; what the old ones hold is read again.
+void Streamer::make_slots(uint64_t slot_bytes, Lock& lock) {
+    news_.wait(lock, [&] {
+        return std::all_of(slots_.begin(), slots_.end(),
+                           [](const Slot& slot) { return slot.unit == nullptr || slot.unit->holders_ == 0; });
+    });
+    for (Slot& slot : slots_) {
+        if (slot.unit != nullptr) vacate(*slot.unit);
+    }
+    slots_.clear();
+    slot_bytes_ = whole_pages(slot_bytes);
+    const uint64_t n_slots = std::max<uint64_t>(2, read_ahead_ / slot_bytes_);
+    for (uint64_t i = 0; i < n_slots; ++i) slots_.push_back({Pages(slot_bytes_), nullptr, false});
+    counts_.slots = n_slots * slot_bytes_;
+    share_read_ahead();
+}
+
+void Streamer::set_read_ahead(uint64_t bytes) {
+    Lock lock(lock_);
+    if (bytes == read_ahead_) return;
+    read_ahead_ = bytes;
+    share_read_ahead();
+    if (slot_bytes_ == 0) return;
+    ++changing_;
+    news_.wait(lock, [&] { return loading_.empty(); });
+    try {
+        make_slots(slot_bytes_, lock);
+    } catch (...) {
+        --changing_;
+        throw;
+    }
+    --changing_;
+    work_.notify_all();
+}
+
+void Streamer::spend(const void* owner, uint64_t bytes) {
+    const Lock lock(lock_);
+    if (bytes == 0) {
+        spent_.erase(owner);
+    } else {
+        spent_[owner] = bytes;
+    }
+    share_read_ahead();
+}
+
+// Experts get what is left, and a part in any case: with none at all every token would read all of its own.
+void Streamer::share_read_ahead() {
+    uint64_t spent = counts_.slots;
+    for (const auto& [owner, bytes] : spent_) spent += bytes;
+    const uint64_t least = read_ahead_ / kLeastForExperts;
+    experts_.set_room(read_ahead_ > spent ? std::max(least, read_ahead_ - spent) : least);
+}
+
+void Streamer::begin(const void* owner) {
+    const Lock lock(lock_);
+    for (const Owner& known : owners_) {
+        if (known.who != owner) continue;
+        const auto first = std::find(order_.begin(), order_.end(), known.units.front());
+        next_ = static_cast<size_t>(first - order_.begin());
+    }
+    work_.notify_all();
+}
+
+char* Streamer::hold(StreamUnit& unit, const std::atomic<bool>& cancelled) {
+    Lock lock(lock_);
+    if (unit.state_ != StreamUnit::State::ready) {
+        const auto since = std::chrono::steady_clock::now();
+        unit.error_.clear();
+        wanted_.insert(&unit);
+        work_.notify_all();
+        news_.wait(lock, [&] {
+            return unit.state_ == StreamUnit::State::ready || !unit.error_.empty() || cancelled || closed_;
+        });
+        wanted_.erase(&unit);
+        const auto waited = std::chrono::steady_clock::now() - since;
+        ++counts_.waits;
+        counts_.waited_us +=
+            static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(waited).count());
+        if (unit.state_ != StreamUnit::State::ready) {
+            throw WindowFailure(unit.error_.empty() ? "the run was cancelled" : unit.error_);
+        }
+    }
+    ++unit.holders_;
+    unit.used_ = true;
+    const auto place = std::find(order_.begin(), order_.end(), &unit);
+    next_ = (static_cast<size_t>(place - order_.begin()) + 1) % order_.size();
+    work_.notify_all();
+    return slots_[static_cast<size_t>(unit.slot_)].pages.data();
+}
+
+void Streamer::release(StreamUnit& unit, bool done) {
+    const Lock lock(lock_);
+    --unit.holders_;
+    if (done && unit.holders_ == 0) vacate(unit);
+    work_.notify_all();
+    news_.notify_all();
+}
+
+void Streamer::wake() {
+    const Lock lock(lock_);
+    news_.notify_all();
+}
+
+StreamCounts Streamer::counts() const {
+    const Lock lock(lock_);
+    const ExpertCounts experts = experts_.counts();
+    StreamCounts sum = counts_;
+    sum.read += experts.read;
+    sum.waits += experts.waits;
+    sum.waited_us += experts.waited_us;
+    sum.slots += experts.held;
+    return sum;
+}
+
+void Streamer::vacate(StreamUnit& unit) {
+    Slot& slot = slots_[static_cast<size_t>(unit.slot_)];
+    if (!unit.used_) counts_.wasted += unit.bytes_;
+    slot.unit = nullptr;
+    if (slot.spare) {
+        slot.pages.drop(0, slot.pages.size());
+        counts_.slots -= slot.pages.size();
+    }
+    unit.state_ = StreamUnit::State::absent;
+    unit.slot_ = -1;
+}
+
+void Streamer::take_slot(StreamUnit& unit, int slot) {
+    slots_[static_cast<size_t>(slot)].unit = &unit;
+    unit.slot_ = slot;
+    unit.state_ = StreamUnit::State::loading;
+    unit.used_ = false;
+    unit.chunks_taken_ = unit.chunks_read_ = 0;
+    unit.error_.clear();
+    loading_.push_back(&unit);
+}
+
+int Streamer::free_slot() const {
+    for (size_t i = 0; i < slots_.size(); ++i) {
+        if (slots_[i].unit == nullptr && !slots_[i].spare) return static_cast<int>(i);
+    }
+    return -1;
+}
+
+// How many other units are expected to be used before this one.
+size_t Streamer::distance(const StreamUnit& unit) const {
+    const auto place = std::find(order_.begin(), order_.end(), &unit);
+    const auto at = static_cast<size_t>(place - order_.begin());
+    return (at + order_.size() - next_) % order_.size();
+}
+
+// For a unit that a run waits for: a free slot, else that of the unit needed last, else one beyond the
+// budget.
+int Streamer::slot_for_wanted() {
+    if (const int slot = free_slot(); slot >= 0) return slot;
+    StreamUnit* last = nullptr;
+    for (const Slot& slot : slots_) {
+        StreamUnit* unit = slot.unit;
+        if (slot.spare || unit->state_ != StreamUnit::State::ready || unit->holders_ > 0) continue;
+        if (wanted_.count(unit) > 0) continue;
+        if (last == nullptr || distance(*unit) > distance(*last)) last = unit;
+    }
+    if (last != nullptr) {
+        const int slot = last->slot_;
+        vacate(*last);
+        return slot;
+    }
+    if (!loading_.empty()) return -1;  // one of these will be ready soon, and can make room
+    for (size_t i = 0; i < slots_.size(); ++i) {
+        if (slots_[i].unit != nullptr) continue;
+        counts_.slots += slots_[i].pages.size();
+        return static_cast<int>(i);
+    }
+    slots_.push_back({Pages(slot_bytes_), nullptr, true});
+    counts_.slots += slot_bytes_;
+    return static_cast<int>(slots_.size() - 1);
+}
+
+StreamUnit* Streamer::next_to_read() {
+    for (StreamUnit* unit : loading_) {
+        if (unit->chunks_taken_ < unit->chunks_.size()) return unit;
+    }
+    if (changing_ > 0) return nullptr;
+    for (StreamUnit* unit : wanted_) {
+        if (unit->state_ != StreamUnit::State::absent || !unit->error_.empty()) continue;
+        try {
+            const int slot = slot_for_wanted();
+            if (slot < 0) continue;
+            take_slot(*unit, slot);
+            return unit;
+        } catch (const WindowFailure& failure) {  // no memory for one more slot
+            unit->error_ = failure.what();
+            news_.notify_all();
+        }
+    }
+    const int slot = free_slot();
+    for (size_t i = 0; slot >= 0 && i < order_.size(); ++i) {
+        StreamUnit* unit = order_[(next_ + i) % order_.size()];
+        if (unit->state_ != StreamUnit::State::absent || !unit->error_.empty()) continue;
+        take_slot(*unit, slot);
+        return unit;
+    }
+    return nullptr;
+}
+
+void Streamer::read_on() {
+    name_thread("edged-reader");
+    Lock lock(lock_);
+    while (!closed_) {
+        StreamUnit* unit = next_to_read();
+        if (unit == nullptr) {
+            work_.wait(lock);
+            continue;
+        }
+        read_chunk(*unit, unit->chunks_taken_++, lock);
+    }
+}
+
+void Streamer::read_chunk(StreamUnit& unit, size_t number, Lock& lock) {
+    const StreamUnit::Chunk chunk = unit.chunks_[number];
+    const StreamUnit::Piece piece = unit.pieces_[chunk.piece];
+    char* const slot = slots_[static_cast<size_t>(unit.slot_)].pages.data();
+    const bool skip = !unit.error_.empty();
+    lock.unlock();
+    std::string error;
+    try {
+        if (!skip) piece.image->read(piece.part, chunk.from, slot + piece.place + chunk.from, chunk.length);
+    } catch (const WindowFailure& failure) {
+        error = failure.what();
+    }
+    lock.lock();
+    if (error.empty() && !skip) counts_.read += chunk.length;
+    if (unit.error_.empty()) unit.error_ = error;
+    if (++unit.chunks_read_ < unit.chunks_.size()) return;
+    if (unit.error_.empty() && !unit.checked_) {
+        lock.unlock();
+        try {
+            for (const auto& part : unit.pieces_) part.image->check(part.part, slot + part.place);
+        } catch (const WindowFailure& failure) {
+            error = failure.what();
+        }
+        lock.lock();
+        unit.error_ = error;
+        unit.checked_ = error.empty();
+    }
+    std::erase(loading_, &unit);
+    unit.state_ = StreamUnit::State::ready;
+    if (!unit.error_.empty()) {
+        unit.used_ = true;  // nothing was read that could be wasted
+        vacate(unit);
+    }
+    news_.notify_all();
+    work_.notify_all();
+}
+
+}  // namespace edged

@@ -1,0 +1,144 @@
+// Reads the streamed layers of all windows of a device, round and round, a fixed amount ahead of the one that
+// computes.
+//
+// What is read lands in *slots*, of which there are as many as the read-ahead budget allows. A unit (a few
+// tensors of one layer) takes a slot from when its reading begins until its last use in a run; then the slot
+// is free for the unit that is needed next. So the order of reading follows the order of use, across windows
+// and across tokens, and memory is bounded whatever the disk and the processor do.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "expert_cache.hpp"
+#include "image_file.hpp"
+#include "pages.hpp"
+
+namespace edged {
+
+// Tensors that are read, held and dropped together. Its state belongs to the streamer.
+class StreamUnit {
+  public:
+    struct Piece {
+        const ImageFile* image = nullptr;
+        size_t part = 0;
+        uint64_t place = 0;  // within the slot
+    };
+    void add(const ImageFile& image, size_t part);
+
+    uint64_t bytes() const { return bytes_; }
+    const std::vector<Piece>& pieces() const { return pieces_; }
+
+  private:
+    friend class Streamer;
+    enum class State { absent, loading, ready };
+    struct Chunk {
+        size_t piece = 0;
+        uint64_t from = 0;
+        uint64_t length = 0;
+    };
+
+    std::vector<Piece> pieces_;
+    std::vector<Chunk> chunks_;
+    uint64_t bytes_ = 0;
+    State state_ = State::absent;
+    int slot_ = -1;
+    int holders_ = 0;
+    bool used_ = false;     // since it was read
+    bool checked_ = false;  // once, against the image's checksums
+    size_t chunks_taken_ = 0;
+    size_t chunks_read_ = 0;
+    std::string error_;
+};
+
+struct StreamCounts {
+    uint64_t read = 0;       // bytes from disk
+    uint64_t wasted = 0;     // bytes of it that made room unused
+    uint64_t waits = 0;      // times that a run had to wait
+    uint64_t waited_us = 0;  // microseconds
+    uint64_t slots = 0;      // bytes that slots and experts take
+};
+
+class Streamer {
+  public:
+    // `read_ahead`: bytes that all slots together may take; there are two slots at least.
+    explicit Streamer(uint64_t read_ahead);
+    ~Streamer();
+    Streamer(const Streamer&) = delete;
+    Streamer& operator=(const Streamer&) = delete;
+
+    // The units of `owner` from now on, in order of use; owners take their turns by `order`. No unit may be
+    // larger than `slot_bytes`. Waits for reads under way. Throws WindowFailure.
+    void set_units(const void* owner, int order, std::vector<StreamUnit*> units, uint64_t slot_bytes);
+    // Changes the read-ahead; waits for runs in progress.
+    void set_read_ahead(uint64_t bytes);
+    // The experts of all windows, which share the read-ahead with the slots.
+    ExpertCache& experts() { return experts_; }
+    // Bytes of the read-ahead that `owner` spends otherwise: on what else a streamed mixture keeps in memory.
+    void spend(const void* owner, uint64_t bytes);
+    // `owner` begins a run: its first unit is the next one to be used.
+    void begin(const void* owner);
+    // Where the unit lies; it stays until `release`. Waits for it. Throws WindowFailure where it cannot be
+    // read or `cancelled` becomes true (see `wake`).
+    char* hold(StreamUnit& unit, const std::atomic<bool>& cancelled);
+    // `done`: this run needs it no more.
+    void release(StreamUnit& unit, bool done);
+    // Makes those that wait look at their `cancelled`.
+    void wake();
+
+    StreamCounts counts() const;
+    // Ends the reading threads; idempotent. No window may run any more.
+    void close();
+
+  private:
+    using Lock = std::unique_lock<std::mutex>;
+    struct Slot {
+        Pages pages;
+        StreamUnit* unit = nullptr;
+        bool spare = false;  // beyond the budget, for a run that needs more at once than fits
+    };
+    struct Owner {
+        const void* who = nullptr;
+        int order = 0;
+        std::vector<StreamUnit*> units;
+    };
+
+    void read_on();
+    StreamUnit* next_to_read();
+    void take_slot(StreamUnit& unit, int slot);
+    int free_slot() const;
+    int slot_for_wanted();
+    void vacate(StreamUnit& unit);
+    void read_chunk(StreamUnit& unit, size_t chunk, Lock& lock);
+    void share_read_ahead();
+    void make_slots(uint64_t slot_bytes, Lock& lock);
+    size_t distance(const StreamUnit& unit) const;
+
+    uint64_t read_ahead_;
+    mutable std::mutex lock_;
+    std::condition_variable work_;
+    std::condition_variable news_;
+    std::vector<Owner> owners_;
+    std::vector<StreamUnit*> order_;
+    size_t next_ = 0;  // in order_: the unit expected to be used next
+    std::set<StreamUnit*> wanted_;
+    std::vector<StreamUnit*> loading_;
+    std::vector<Slot> slots_;
+    uint64_t slot_bytes_ = 0;
+    int changing_ = 0;  // nothing new is read while units change
+    bool closed_ = false;
+    StreamCounts counts_;
+    ExpertCache experts_;
+    std::map<const void*, uint64_t> spent_;
+    std::vector<std::thread> readers_;
+};
+
+}  // namespace edged

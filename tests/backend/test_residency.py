@@ -1,0 +1,402 @@
+"""Streamed layers: the same logits bit for bit, the least bytes from disk, what happens without the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edged.backend.native import NativeWindow, load_window
+from edged.backend.residency import Residency, Streamer
+from edged.backend.window import Batch, KvOp
+from edged.errors import WindowError
+from edged.planning.plan import ContextOptions
+from edged.planning.streamed import spread
+from edged.store import probe
+from edged.store.architecture import RULES
+from edged.store.catalogue import Catalogue
+from edged.store.compose import compose
+from edged.store.importer import import_model
+from edged.store.manifest import Manifest
+from tests.models.architectures import Shape
+from tests.models.random_models import write_random_model
+from tests.store.reference import reference_logits
+
+SHAPE = Shape(n_layers=6, n_embd=256, n_ff=512, n_ctx=128)
+MIXTURE = Shape(n_layers=4, n_embd=256, n_ff=256, n_ctx=128, n_experts=16, n_experts_used=2)
+CONTEXT = ContextOptions(n_ctx=64, n_seq_max=2, n_ubatch=32, flash_attention="off")
+PROMPT = 12
+STEPS = 4
+CUTS = [0, 2, 6]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in a store, and what it computes as a whole."""
+
+    home: Path
+    manifest: Manifest
+    tokens: npt.NDArray[np.int32]
+    expected: npt.NDArray[np.float32]
+
+
+@dataclass
+class Bench:
+    """Windows of a model over one streamer."""
+
+    model: Model
+    images: Path
+    streamer: Streamer
+    windows: list[NativeWindow] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.manifest = self.model.manifest
+        self.tokens = self.model.tokens
+        self.expected = self.model.expected
+        self.images.mkdir()
+
+    def residency(self, first: int, last: int, streamed: Sequence[int]) -> Residency:
+        keys = tuple(self.manifest.layer(index).sha256 for index in range(first, last))
+        return Residency(self.streamer, self.images, keys, tuple(streamed))
+
+    def load(self, cuts: list[int], streamed: Sequence[int]) -> None:
+        """Windows between the cuts; `streamed` counts layers from the model's first."""
+        for first, last in pairwise(cuts):
+            inside = [layer - first for layer in streamed if first <= layer < last]
+            source = compose(self.manifest, Catalogue(self.model.home), first, last)
+            residency = self.residency(first, last, inside)
+            self.windows.append(load_window(source, CONTEXT, 1, residency=residency))
+
+    def run(self, first: int, last: int, seq: int = 0) -> npt.NDArray[np.float32]:
+        """Logits of the tokens [first, last), in one batch."""
+        batch = Batch(
+            seq_ids=np.full(last - first, seq, np.int32),
+            positions=np.arange(first, last, dtype=np.int32),
+            outputs=np.ones(last - first, np.bool_),
+        )
+        state: npt.NDArray[np.int32] | npt.NDArray[np.float32] = self.tokens[first:last]
+        for window in self.windows[:-1]:
+            state = window.run(batch, state)
+        return self.windows[-1].run_last(batch, state)
+
+    def check(self, seq: int = 0) -> None:
+        """Prompt and steps, which have to be those of the whole model."""
+        for first, last in [(0, PROMPT), *((at, at + 1) for at in range(PROMPT, PROMPT + STEPS))]:
+            assert np.array_equal(self.run(first, last, seq), self.expected[first:last]), f"token {first}"
+        self.forget()
+
+    def forget(self) -> None:
+        for window in self.windows:
+            assert window.apply(KvOp("clear"))
+
+    def close(self) -> None:
+        while self.windows:
+            self.windows.pop().close()
+
+    @property
+    def streamed_bytes(self) -> int:
+        return sum(window.residency.streamed for window in self.windows)
+
+    @property
+    def resident_bytes(self) -> int:
+        return sum(window.residency.resident for window in self.windows)
+
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Shape], Model]:
+    known: dict[tuple[str, str, Shape], Model] = {}
+
+    def model(architecture: str, weights: str, shape: Shape) -> Model:
+        if (architecture, weights, shape) not in known:
+            home = tmp_path_factory.mktemp("home")
+            path = write_random_model(home / "model.gguf", architecture, shape, weights)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(probe, "try_windows", lambda *_: None)  # they run here in any case
+                manifest = import_model(path, Catalogue(home))
+            random = np.random.default_rng(1)
+            tokens = random.integers(0, manifest.n_vocab, PROMPT + STEPS, dtype=np.int32)
+            expected = reference_logits(path, tokens, PROMPT, CONTEXT.n_ctx)
+            known[architecture, weights, shape] = Model(home, manifest, tokens, expected)
+        return known[architecture, weights, shape]
+
+    return model
+
+
+@pytest.fixture
+def make_bench(models: Callable[[str, str, Shape], Model], tmp_path: Path) -> Iterator[MakeBench]:
+    made: list[Bench] = []
+
+    def make(
+        architecture: str = "llama", weights: str = "F16", read_ahead: int = 2**20, shape: Shape = SHAPE
+    ) -> Bench:
+        made.append(Bench(models(architecture, weights, shape), tmp_path / "images", Streamer(read_ahead)))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()
+        bench.streamer.close()
+
+
+@pytest.mark.parametrize("weights", ["F16", "Q4_0", "Q8_0"])
+@pytest.mark.parametrize("streamed", [(), (1, 4), range(6)], ids=["none", "some", "all"])
+@pytest.mark.parametrize("cuts", [[0, 6], CUTS, [0, 1, 3, 6]], ids=lambda cuts: f"{len(cuts) - 1}-windows")
+def test_logits_are_those_of_the_whole_model(
+    weights: str, streamed: Sequence[int], cuts: list[int], make_bench: MakeBench
+) -> None:
+    bench = make_bench(weights=weights)
+    bench.load(cuts, streamed)
+    bench.check()
+    bench.check(seq=1)
+    assert (bench.streamed_bytes > 0) == (len(streamed) > 0)
+    assert (bench.resident_bytes > 0) == (len(streamed) < SHAPE.n_layers)
+
+
+@pytest.mark.parametrize("architecture", sorted(RULES))
+def test_every_architecture_can_be_streamed(architecture: str, make_bench: MakeBench) -> None:
+    bench = make_bench(architecture, read_ahead=2**22)
+    bench.load(CUTS, range(6))
+    bench.check()
+    assert bench.streamed_bytes > 0
+
+
+@pytest.mark.parametrize("cuts", [[0, 6], CUTS], ids=["one-window", "two-windows"])
+def test_each_token_reads_what_is_streamed_and_no_more(cuts: list[int], make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.load(cuts, [0, 3, 4])
+    before = bench.streamer.counts
+    for at in range(30):
+        bench.run(at % len(bench.tokens), at % len(bench.tokens) + 1)
+        if at % len(bench.tokens) == len(bench.tokens) - 1:
+            bench.forget()
+    after = bench.streamer.counts
+    assert after.wasted == 0
+    ahead = after.slots  # of the tokens before the first and after the last
+    assert abs(after.read - before.read - 30 * bench.streamed_bytes) <= ahead
+
+
+def test_the_slots_keep_to_the_read_ahead(make_bench: MakeBench) -> None:
+    bench = make_bench(read_ahead=700_000)
+    bench.load(CUTS, range(6))
+    assert bench.streamer.counts.slots <= 700_000
+    bench.check()
+    assert bench.streamer.counts.slots <= 700_000
+
+
+def test_two_slots_are_enough(make_bench: MakeBench) -> None:
+    bench = make_bench(read_ahead=0)
+    bench.load(CUTS, range(6))
+    bench.check()
+    largest = SHAPE.n_embd * SHAPE.n_ff * 2  # a matrix of the feed-forward part in f16
+    assert bench.streamer.counts.slots == 2 * largest
+
+
+def test_layers_change_places_while_the_window_runs(make_bench: MakeBench) -> None:
+    bench = make_bench(weights="Q4_0")
+    bench.load([0, 6], [])
+    window = bench.windows[0]
+    everything = bench.resident_bytes
+    at = 0
+    for streamed in ([], [2, 5], [0, 1, 2, 3, 4, 5], [1], []):
+        window.stream(streamed)  # in the middle of a sequence
+        assert window.streamed == tuple(streamed)
+        assert bench.resident_bytes + bench.streamed_bytes == everything
+        assert bench.resident_bytes == everything * (6 - len(streamed)) // 6
+        for _ in range(3):
+            # the reference computes the prompt in one batch; one by one its tokens are compared below
+            bench.run(at, at + 1)
+            at += 1
+    bench.forget()
+    bench.check()
+    counts = bench.streamer.counts
+    bench.check()
+    assert bench.streamer.counts.read == counts.read  # nothing is streamed any more
+    assert counts.slots == 0
+
+
+def test_what_is_streamed_does_not_change_a_sequence_under_way(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.load(CUTS, [])
+    assert np.array_equal(bench.run(0, PROMPT), bench.expected[:PROMPT])
+    for step, streamed in enumerate([[0, 3], [1, 2, 3], [3], []]):
+        bench.windows[1].stream(streamed)
+        at = PROMPT + step
+        assert np.array_equal(bench.run(at, at + 1), bench.expected[at : at + 1])
+
+
+@pytest.mark.parametrize("weights", ["F16", "Q4_0"])
+@pytest.mark.parametrize("read_ahead", [0, 2**23], ids=["no-room", "room"])
+def test_experts_are_read_as_they_are_used(weights: str, read_ahead: int, make_bench: MakeBench) -> None:
+    bench = make_bench("qwen3moe", weights, read_ahead, MIXTURE)
+    bench.load([0, 2, 4], range(4))
+    bench.check()
+    bench.check()
+    expert = bench.streamed_bytes // (MIXTURE.n_layers * MIXTURE.n_experts)  # of one layer: three slices
+    used = MIXTURE.n_experts_used * expert
+    bench.run(0, 1)
+    before = bench.streamer.counts
+    for at in range(1, 11):
+        bench.run(at, at + 1)
+    read = bench.streamer.counts.read - before.read
+    pages = 10 * MIXTURE.n_layers * MIXTURE.n_experts_used * 3 * 2 * 4096  # at both ends of each slice
+    assert read <= 10 * MIXTURE.n_layers * used + pages
+    if read_ahead:
+        assert read < 5 * MIXTURE.n_layers * used  # most are still there
+        assert bench.streamer.counts.slots <= read_ahead
+    else:
+        assert read >= 10 * MIXTURE.n_layers * used * 3 // 4
+        assert bench.streamer.counts.slots <= used + pages
+
+
+def test_experts_come_home_and_leave_again(make_bench: MakeBench) -> None:
+    bench = make_bench("qwen3moe", "Q4_0", 2**20, MIXTURE)
+    bench.load([0, 4], [])
+    everything = bench.resident_bytes
+    bench.windows[0].stream([0, 2, 3])
+    assert bench.streamed_bytes < everything * 3 // 4  # what all tokens use stays
+    bench.check()
+    bench.windows[0].stream([2])
+    bench.check()
+    bench.windows[0].stream([])
+    assert bench.resident_bytes == everything
+    assert bench.streamer.counts.slots == 0
+    bench.check()
+
+
+def test_lost_experts_are_made_again_or_the_run_fails(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench("qwen3moe", "Q4_0", 0, MIXTURE)
+    bench.load([0, 4], [1, 3])
+    for image in bench.images.iterdir():
+        os.truncate(image, 4096)
+    bench.check()
+    parts = bench.model.home / "store" / "parts"
+    parts.rename(tmp_path / "away")
+    for image in bench.images.iterdir():
+        os.truncate(image, 4096)
+    with pytest.raises(WindowError, match="cannot be made again"):
+        bench.run(0, PROMPT)
+    (tmp_path / "away").rename(parts)
+    bench.check()
+
+
+def test_an_image_is_written_once(make_bench: MakeBench) -> None:
+    bench = make_bench(weights="Q4_0")
+    bench.load([0, 6], [1, 4])
+    files = sorted(bench.images.iterdir())
+    assert [file.suffix for file in files] == [".image"] * 2
+    written = [file.stat().st_mtime_ns for file in files]
+    bench.close()
+    bench.load(CUTS, [1, 4])  # cut in another way, the same layers
+    assert sorted(bench.images.iterdir()) == files
+    assert [file.stat().st_mtime_ns for file in files] == written
+    bench.check()
+
+
+def test_a_damaged_image_is_made_anew(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.load([0, 6], [2])
+    bench.close()
+    (image,) = bench.images.iterdir()
+    good = image.read_bytes()
+    image.write_bytes(good[:-5000] + bytes([good[-5000] ^ 1]) + good[-4999:])
+    bench.load([0, 6], [2])
+    bench.check()
+    assert image.read_bytes() == good
+
+
+def test_an_image_of_another_layout_is_not_used(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.load([0, 6], [2])
+    bench.close()
+    (image,) = bench.images.iterdir()
+    good = image.read_bytes()
+    image.write_bytes(good[:8] + bytes(8) + good[16:])
+    bench.load([0, 6], [2])
+    bench.check()
+    assert image.read_bytes() == good
+
+
+def test_an_image_that_vanishes_is_made_again_from_the_part(make_bench: MakeBench) -> None:
+    bench = make_bench(read_ahead=0)
+    bench.load(CUTS, range(6))
+    bench.check()
+    for image in bench.images.iterdir():
+        os.truncate(image, 4096)  # those who have it open find it empty
+        image.unlink()
+    bench.check()
+    assert len(list(bench.images.iterdir())) == SHAPE.n_layers
+
+
+def test_without_image_and_part_the_run_fails_and_recovers_when_the_part_is_back(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    bench = make_bench(read_ahead=0)
+    bench.load(CUTS, [0, 3, 4])
+    assert np.array_equal(bench.run(0, PROMPT), bench.expected[:PROMPT])
+    parts = bench.model.home / "store" / "parts"
+    parts.rename(tmp_path / "away")
+    for image in bench.images.iterdir():
+        os.truncate(image, 4096)
+    for _ in range(2):
+        with pytest.raises(WindowError, match=r"cannot be made again.*bring the model"):
+            bench.run(PROMPT, PROMPT + 1)
+            bench.run(PROMPT, PROMPT + 1)  # what was read ahead may have been enough for one
+    (tmp_path / "away").rename(parts)
+    bench.forget()
+    bench.check()
+
+
+def test_no_room_for_an_image_is_said(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.images.rmdir()
+    bench.images.write_text("a file where the folder should be")
+    with pytest.raises(WindowError, match=r"cannot load layers 0 to 5: cannot write .*images"):
+        bench.load([0, 6], [2])
+    bench.load([0, 6], [])
+    with pytest.raises(WindowError, match="cannot write"):
+        bench.windows[0].stream([1])
+    assert bench.windows[0].streamed == ()
+    bench.check()
+
+
+def test_only_layers_of_the_window_can_be_streamed(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    with pytest.raises(WindowError, match="no layer 6 to be streamed"):
+        source = compose(bench.manifest, Catalogue(bench.model.home), 0, 6)
+        load_window(source, CONTEXT, 1, residency=bench.residency(0, 6, [6]))
+    bench.load([0, 6], [])
+    with pytest.raises(WindowError, match="no layer -1"):
+        bench.windows[0].stream([-1])
+
+
+def test_threads_end_with_the_streamer(make_bench: MakeBench) -> None:
+    def readers() -> int:
+        names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+        return names.count("edged-reader")
+
+    bench = make_bench()
+    bench.load([0, 6], [])
+    assert readers() == 0
+    bench.windows[0].stream([3])
+    bench.run(0, 1)
+    assert readers() > 0
+    bench.close()
+    bench.streamer.close()
+    assert readers() == 0
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "streamed", "expected"),
+    [(5, 0, ()), (5, 5, (0, 1, 2, 3, 4)), (6, 2, (2, 5)), (7, 1, (6,)), (8, 3, (1, 4, 7))],
+)
+def test_streamed_layers_are_spread(n_layers: int, streamed: int, expected: tuple[int, ...]) -> None:
+    assert spread(n_layers, streamed) == expected
