@@ -89,6 +89,7 @@ class WindowSource:
     entries: tuple[Tap, ...] = ()
     captures: tuple[Tap, ...] = ()
     factors: tuple[Factor, ...] = ()
+    fillers: int = 0  # layers of zeros among those that libllama sees
 
     @property
     def size(self) -> int:

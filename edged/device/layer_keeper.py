@@ -47,12 +47,17 @@ class LayerKeeper:
         """Loads a window as `placing` says. Raises WindowError."""
         if placing.gpu_layers > 0 and placing.streamed:
             raise WindowError(
-                f"layers {source.first} to {source.last - 1}: beside layers on a GPU none can be streamed from disk; "
-                "plan fewer layers for this device, or none on its GPU"
+                f"layers {source.first} to {source.last - 1}: beside layers on a GPU none can be streamed from "
+                "disk; plan fewer layers for this device, or none on its GPU"
+            )
+        if source.fillers and placing.streamed:
+            raise WindowError(
+                f"layers {source.first} to {source.last - 1} need others beside them to be computed alike, and "
+                "none of such a window can be streamed from disk: give the devices more memory"
             )
         placing = self._allowed(placing)
         residency = None
-        if placing.gpu_layers == 0:
+        if placing.gpu_layers == 0 and not source.fillers:
             if placing.streamed:
                 self._streamer.set_read_ahead(placing.read_ahead)
             residency = Residency(self._streamer, self._images, placing.keys, placing.streamed)

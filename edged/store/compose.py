@@ -112,6 +112,7 @@ def compose(manifest: Manifest, catalogue: Catalogue, first: int, last: int) -> 
         entries=_entry_taps(window),
         captures=() if window.ends else _capture_taps(window),
         factors=rule.factors(shape, layout.layers),
+        fillers=len(layout.layers) - len(layout.own),
     )
 
 

@@ -42,14 +42,6 @@ def test_a_type_without_a_quantiser_is_refused_and_aborts_nothing(cpu: Meter) ->
         cpu.products("q8_1", batch=16, milliseconds=4, memory=SMALL)
 
 
-def test_more_tokens_take_more_time(cpu: Meter) -> None:
-    """A product with 64 tokens does 64 times the work in less than 64 times, but more than once, the time."""
-    alone = cpu.products("f16", batch=1, milliseconds=40, memory=SMALL)
-    many = cpu.products("f16", batch=64, milliseconds=40, memory=SMALL)
-    assert alone is not None and many is not None
-    assert alone.flops < many.flops < 64 * alone.flops
-
-
 def test_attention_is_measured(cpu: Meter) -> None:
     assert 1e7 < (cpu.attention(1, depth=256, milliseconds=4) or 0) < 1e13
     assert 1e7 < (cpu.attention(16, depth=256, milliseconds=4) or 0) < 1e13

@@ -19,12 +19,11 @@ from edged.errors import WindowError
 from edged.planning.plan import ContextOptions
 from edged.planning.streamed import spread
 from edged.store import probe
-from edged.store.architecture import RULES
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
 from edged.store.importer import import_model
 from edged.store.manifest import Manifest
-from tests.models.architectures import Shape
+from tests.models.architectures import FAMILIES, Shape
 from tests.models.random_models import write_random_model
 from tests.store.reference import reference_logits
 
@@ -161,7 +160,7 @@ def test_logits_are_those_of_the_whole_model(
     assert (bench.resident_bytes > 0) == (len(streamed) < SHAPE.n_layers)
 
 
-@pytest.mark.parametrize("architecture", sorted(RULES))
+@pytest.mark.parametrize("architecture", sorted(FAMILIES))
 def test_every_architecture_can_be_streamed(architecture: str, make_bench: MakeBench) -> None:
     bench = make_bench(architecture, read_ahead=2**22)
     bench.load(CUTS, range(6))
