@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
 
-from edged.api.sampling_fields import SamplingFields, TokenLimit, refusal, unsupported
+from edged.api.sampling_fields import SamplingFields, TokenLimit, Unsupported, refusal, unsupported
 from edged.serving.generation import GenerateRequest, Message
 
 
@@ -59,10 +59,10 @@ class ChatRequest(SamplingFields):
     function_call: Any = None
     functions: tuple[Any, ...] | None = None
     response_format: Any = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
+    logprobs: Annotated[bool | None, Unsupported] = None
+    top_logprobs: Annotated[int | None, Unsupported] = None
     modalities: tuple[Any, ...] | None = None
-    audio: Any = None
+    audio: Annotated[Any, Unsupported] = None
 
     @field_validator("tool_choice", "function_call")
     @classmethod
@@ -84,13 +84,6 @@ class ChatRequest(SamplingFields):
     def _only_free_text(cls, value: Any) -> Any:
         if value is not None and not (isinstance(value, dict) and value.get("type") == "text"):
             raise unsupported('only {"type": "text"} is supported')
-        return value
-
-    @field_validator("logprobs", "top_logprobs", "audio")
-    @classmethod
-    def _absent(cls, value: Any) -> Any:
-        if value:
-            raise unsupported("not supported")
         return value
 
     @field_validator("modalities")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import PlainValidator, ValidationInfo, field_validator
 
-from edged.api.sampling_fields import MAX_CHOICES, SamplingFields, refusal, unsupported
+from edged.api.sampling_fields import MAX_CHOICES, SamplingFields, Unsupported, refusal, unsupported
 from edged.serving.generation import GenerateRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this route
@@ -37,16 +37,9 @@ def _is_token(value: Any) -> bool:
 class CompletionRequest(SamplingFields):
     prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
     best_of: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
+    echo: Annotated[bool | None, Unsupported] = None
+    suffix: Annotated[str | None, Unsupported] = None
     logprobs: int | bool | None = None
-
-    @field_validator("echo", "suffix")
-    @classmethod
-    def _absent(cls, value: Any) -> Any:
-        if value:
-            raise unsupported("not supported")
-        return value
 
     @field_validator("logprobs")
     @classmethod

@@ -23,6 +23,16 @@ def unsupported(message: str) -> PydanticCustomError:
     return refusal("unsupported_parameter", message)
 
 
+def _absent(value: Any) -> Any:
+    if value:
+        raise unsupported("not supported")
+    return value
+
+
+Unsupported = AfterValidator(_absent)
+"""For a field that may only say that it is not wanted."""
+
+
 def _as_list(value: Any) -> Any:
     if value is None:
         return ()

@@ -16,7 +16,11 @@ def command() -> None:
 
     with open_front_door(current_settings().socket_path) as client:
         answer = client.token()
-    minutes = max(1, answer.expires_in_s // 60)
-    say(f"For one device, within {minutes} minutes. On that device, run:")
+    say(f"For one device, within {_duration(answer.expires_in_s)}. On that device, run:")
     say(f"  edged start --join {answer.token}")
     click.echo(answer.token)
+
+
+def _duration(seconds: int) -> str:
+    hours, minutes = divmod(max(1, seconds // 60), 60)
+    return f"{hours} hours" if hours > 1 and not minutes else f"{hours * 60 + minutes} minutes"
