@@ -86,7 +86,7 @@ def test_what_cannot_be_is_one_line(
     ("change", "says"),
     [
         ("memory_gib = 0.3", ("memory for one layer", "0.30 GiB")),
-        ("disk_free_gb = 5", ("the free disk", "4.66 GiB", "38.99 GiB")),
+        ("disk_free_gb = 5", ("the free disk", "4.66 GiB", "39.00 GiB")),
         ("disk_sequential_mb_s = 0", ("fits nowhere", "6.80 GiB")),
     ],
 )
