@@ -1,8 +1,8 @@
-"""The cluster and models of prima.cpp's paper (arXiv 2504.08791), planned by every solver, beside its figures.
+"""The cluster and models of prima.cpp's paper (arXiv 2504.08791), planned by every solver.
 
     python -m benchmarks.paper_cluster [--json FILE] [MODEL ...]
 
-All plans are judged by edged's cost model. What differs from the paper, and why, stands in PAPER.md.
+All plans are judged by edged's cost model, beside what the paper measured.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m benchmarks.solve_time [--repeat N]
 
-Processor time of one thread, the least of N solves: the solver uses no other, and other programs do not count.
+Processor time of one thread, the least of N solves: the solver uses no other, and other programs
+do not count.
 """
 
 from __future__ import annotations
@@ -29,9 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=3)
     repeat = parser.parse_args().repeat
-    print(
-        f"{'devices':>8}{'layers':>7}  {'alike':<7}{'links':<8}{'memory':>7}  {'objective':<11}{'s':>8}{'aim':>7}"
-    )
+    heading = f"{'devices':>8}{'layers':>7}  {'alike':<7}{'links':<8}{'memory':>7}  {'objective':<11}"
+    print(f"{heading}{'s':>8}{'aim':>7}")
     for devices, layers, aim in SIZES:
         for alike in (True, False):
             for measured in (False, True):

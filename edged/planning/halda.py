@@ -112,8 +112,12 @@ def _settled(problem: Problem, names: Sequence[str], rounds: int) -> Assignment 
     """Sets assumed, solved and computed again until they stay."""
     devices = [_device(problem, name, names) for name in names]
     n = problem.model.n_layers
-    even = n / len(devices)
-    sets = [_set_of(device, even, min(even, _most_on_gpu(device, 1))) for device in devices]
+    room = [device.memory + (0.0 if device.mac else device.gpu_memory) for device in devices]
+    first = [n * own / max(sum(room), 1.0) for own in room]  # in proportion to memory
+    sets = [
+        _set_of(device, layers, min(layers, _most_on_gpu(device, 1)))
+        for device, layers in zip(devices, first, strict=True)
+    ]
     seen: set[tuple[Set, ...]] = set()
     assignment: Assignment | None = None
     for _ in range(MOST_ITERATIONS):

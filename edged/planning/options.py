@@ -60,29 +60,12 @@ def options(device: DeviceCosts, of: ModelCosts, rounds: int, closing: int = 0) 
     return Options(*(np.concatenate(column, axis=1) for column in zip(*found, strict=True)))
 
 
-def _ways(  # noqa: PLR0915 - one formula after the other
+def _ways(
     device: DeviceCosts, of: ModelCosts, rounds: int, closing: int, closing_gpu: bool
 ) -> list[tuple[Grid, ...]]:
     n_layers = of.model.n_layers
     size, cache = of.weights.of(0, 1), of.cache.of(0, 1)
-    memory, gpu_memory, disk_free = (
-        float(device.profile.memory_budget),
-        float(device.gpu_budget),
-        float(device.profile.disk_free),
-    )
-    fixed = 0.0
-    if closing:
-        hop = Hop(
-            device=device.profile.device,
-            first=n_layers - closing,
-            last=n_layers,
-            gpu_layers=closing if closing_gpu else 0,
-        )
-        last = visit(device, of, hop)
-        memory -= last.memory
-        gpu_memory -= last.gpu_memory
-        disk_free -= closing * size + of.model.output_bytes
-        fixed = last.compute
+    memory, gpu_memory, disk_free, fixed = _without_closing(device, of, closing, closing_gpu)
     if min(memory, gpu_memory, disk_free) < 0:
         return []
 
@@ -94,53 +77,79 @@ def _ways(  # noqa: PLR0915 - one formula after the other
     layers = np.arange(n_layers + 1, dtype=np.float64)[:, None]
     gpu_most = min(most, int(gpu_memory // (size + cache))) if device.gpu is not None else 0
     gpu = np.arange(gpu_most + 1, dtype=np.float64)[None, :]
-    on_cpu = layers - gpu
-    possible = (layers >= rounds) & (layers <= most) & (on_cpu >= 0) & (layers * size <= disk_free)
     windows = _dealt(layers, rounds)
-    cpu_windows = _dealt(np.maximum(on_cpu, 0), rounds)
-    gpu_windows = [a - b for a, b in zip(windows, cpu_windows, strict=True)]
-    on_gpu = np.asarray(sum((g > 0).astype(np.float64) for g in gpu_windows))
+    possible = (layers >= rounds) & (layers <= most) & (gpu <= layers) & (layers * size <= disk_free)
+    on_gpu = _windows_with_gpu(layers, gpu, windows, rounds)
     gpu_taken = gpu * (size + cache) + on_gpu * of.overhead
     possible &= gpu_taken <= gpu_memory
+    if device.gpu is not None and not device.gpu_shares and gpu_s + gpu_run <= cpu_s:
+        # As many as fit, or none: one more on the GPU is quicker even if it must be started for it alone.
+        best = gpu_most - possible[:, ::-1].argmax(axis=1)
+        at = np.stack([np.zeros_like(best), best], axis=1)
+        gpu = at.astype(np.float64)
+        possible = np.take_along_axis(possible, at, axis=1)
+        on_gpu = np.take_along_axis(on_gpu, at, axis=1)
+        gpu_taken = np.take_along_axis(gpu_taken, at, axis=1)
+    gpu = np.broadcast_to(gpu, possible.shape)
+    on_cpu = np.maximum(layers - gpu, 0.0)
+    cpu_windows = _dealt(on_cpu, rounds)
     taken = on_cpu * cache + rounds * of.overhead + (gpu_taken if device.gpu_shares else 0.0)
-    run = rounds * device.cpu.run + on_gpu * gpu_run
-    work = [c * cpu_s + g * gpu_s for c, g in zip(cpu_windows, gpu_windows, strict=True)]
-    overhead = (rounds + (closing > 0)) * device.profile.hop_overhead_s
+    run = rounds * device.cpu.run + on_gpu * gpu_run + fixed
+    work = [c * cpu_s + (w - c) * gpu_s for w, c in zip(windows, cpu_windows, strict=True)]
 
-    found = []
-    for places in range(_most_places(memory, size, most, rounds, np.isfinite(read_s)) + 1):
-        room = np.floor((memory - taken - places * size) / size)
-        streamed = np.maximum(on_cpu - room, 0.0)
-        if places == 0:
-            fits = possible & (room >= 0) & (streamed == 0)
-            busy = sum(work) + run + fixed
-            disk = np.zeros_like(on_cpu)
+    # All numbers of places in the read-ahead buffer at once, along the first axis.
+    places = np.arange(_most_places(memory, size, most, rounds, np.isfinite(read_s)) + 1, dtype=np.float64)
+    places = places[:, None, None]
+    room = np.floor((memory - taken - places * size) / size)
+    streamed = np.maximum(on_cpu - room, 0.0)
+    used = (places > 0) & (streamed > 0) & (np.ceil(streamed / rounds) >= places)
+    fits = possible & (room >= 0) & (used | ((places == 0) & (streamed == 0)))
+    busy = np.broadcast_to(run, streamed.shape).copy()
+    for seconds, from_disk in zip(work, _dealt(streamed, rounds), strict=True):
+        if np.isfinite(read_s):
+            waiting = seconds + (2 - from_disk) * cpu_s + (from_disk - places) * read_s
+            busy += np.where(from_disk > places, np.maximum(seconds, waiting), seconds)
         else:
-            fits = possible & (room >= 0) & (streamed > 0) & (np.ceil(streamed / rounds) >= places)
-            if not fits.any():
-                continue
-            busy = run + fixed
-            for seconds, from_disk in zip(work, _dealt(streamed, rounds), strict=True):
-                waiting = seconds - from_disk * cpu_s + 2 * cpu_s + (from_disk - places) * read_s
-                busy = busy + np.where(from_disk > places, np.maximum(seconds, waiting), seconds)
-            disk = streamed * (read_s + (cpu_s if places == 1 else 0.0))
-        if not fits.any():
-            continue
-        useful = fits.any(axis=0)
-        busy, disk = np.where(fits, busy, np.inf), np.where(fits, disk, np.inf)
-        stage = np.maximum(busy + overhead, disk)
-        shape = busy.shape
-        columns = (
-            busy,
-            disk,
-            stage,
-            np.broadcast_to(gpu, shape),
-            streamed,
-            np.full(shape, float(places)),
-            np.full(shape, float(closing_gpu)),
-        )
-        found.append(tuple(np.asarray(column)[:, useful] for column in columns))
-    return found
+            busy += seconds
+    disk = streamed * (np.where(places == 1, cpu_s, 0.0) + (read_s if np.isfinite(read_s) else 0.0))
+    busy, disk = np.where(fits, busy, np.inf), np.where(fits, disk, np.inf)
+    overhead = (rounds + (closing > 0)) * device.profile.hop_overhead_s
+    stage = np.maximum(busy + overhead, disk)
+    columns = (busy, disk, stage, gpu, streamed, places, np.float64(closing_gpu))
+    return _one_column_per_way(columns, fits)
+
+
+def _without_closing(
+    device: DeviceCosts, of: ModelCosts, closing: int, closing_gpu: bool
+) -> tuple[float, float, float, float]:
+    """RAM, VRAM and disk that the closing window leaves, in bytes, and the seconds it takes."""
+    profile = device.profile
+    memory, gpu_memory, disk_free = profile.memory_budget, device.gpu_budget, profile.disk_free
+    if not closing:
+        return memory, gpu_memory, disk_free, 0.0
+    first, last = of.model.n_layers - closing, of.model.n_layers
+    on_gpu = closing if closing_gpu else 0
+    cost = visit(device, of, Hop(device=profile.device, first=first, last=last, gpu_layers=on_gpu))
+    stored = of.weights.of(first, last) + of.model.output_bytes
+    return memory - cost.memory, gpu_memory - cost.gpu_memory, disk_free - stored, cost.compute
+
+
+def _one_column_per_way(
+    columns: tuple[Grid | np.float64, ...], fits: NDArray[np.bool_]
+) -> list[tuple[Grid, ...]]:
+    """From (places, layers, gpu) to (layers, ways), without the ways that never fit."""
+
+    def flat(grid: Grid | np.float64) -> Grid:
+        return np.moveaxis(np.broadcast_to(grid, fits.shape), 0, 1).reshape(fits.shape[1], -1)
+
+    useful = np.moveaxis(fits, 0, 1).reshape(fits.shape[1], -1).any(axis=0)
+    return [tuple(flat(column)[:, useful] for column in columns)] if useful.any() else []
+
+
+def _windows_with_gpu(layers: Grid, gpu: Grid, windows: list[Grid], rounds: int) -> Grid:
+    """Windows that hold a layer on the GPU where so many of so many are."""
+    cpu_windows = _dealt(np.maximum(layers - gpu, 0.0), rounds)
+    return np.asarray(sum((w > c).astype(np.float64) for w, c in zip(windows, cpu_windows, strict=True)))
 
 
 def _dealt(total: Grid, rounds: int) -> list[Grid]:

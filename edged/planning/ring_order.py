@@ -16,7 +16,10 @@ def orders(problem: Problem) -> Iterator[tuple[str, ...]]:
     if problem.of.uniform and alike(problem):
         yield others
     elif len(others) <= MOST_PERMUTED:
-        yield from permutations(others)
+        there_and_back = problem.of.uniform and both_ways_alike(problem)
+        for order in permutations(others):
+            if not there_and_back or order <= order[::-1]:
+                yield order
     else:
         yield shortest_round(problem, others)
 
@@ -28,6 +31,16 @@ def alike(problem: Problem) -> bool:
     if not figures:
         return True
     return len(figures) == 1 and len(problem.cluster.links) >= n * (n - 1) // 2
+
+
+def both_ways_alike(problem: Problem) -> bool:
+    """Whether a ring takes as long the other way round."""
+    known = {(link.source, link.target): link for link in problem.cluster.links}
+    return all(
+        (back := known.get((target, source))) is None
+        or (back.latency, back.bandwidth) == (link.latency, link.bandwidth)
+        for (source, target), link in known.items()
+    )
 
 
 def shortest_round(problem: Problem, others: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,114 @@
+"""Profiles as files: those that come with edged, and what is said of files that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edged.errors import SettingsError
+from edged.planning.profile_files import find, names, read_cluster, read_device, read_model
+
+GIB = 2**30
+DEVICE = """
+os = "linux"
+threads = 4
+memory_gib = 2
+disk_free_gb = 10
+[[processor]]
+name = "CPU"
+kind = "cpu"
+memory_bandwidth_gb_s = 20
+[processor.speeds]
+any = { decode_gb_s = 10, prefill_gflops = 100 }
+"""
+
+
+def test_all_shipped_profiles_can_be_read() -> None:
+    for kind, read in (("devices", read_device), ("clusters", read_cluster), ("models", read_model)):
+        assert len(names(kind)) >= 4
+        for name in names(kind):
+            path = find(kind, name)
+            assert path is not None
+            read(path)
+
+
+@pytest.mark.parametrize("kind", ["devices", "models"])
+def test_every_shipped_profile_says_where_its_figures_come_from(kind: str) -> None:
+    for name in names(kind):
+        path = find(kind, name)
+        assert path is not None
+        text = path.read_text()
+        assert "config.json" in text or "arXiv" in text or "derived" in text.lower(), name
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [("llama-3-8b", 8.03e9), ("llama-3-70b", 70.55e9), ("qwen3-30b-a3b", 30.5e9), ("mixtral-8x7b", 46.7e9)],
+)
+def test_models_have_as_many_weights_as_their_names_say(model: str, weights: float) -> None:
+    path = find("models", model)
+    assert path is not None
+    profile = read_model(path)
+    in_layers = sum(group.weights for layer in profile.layers for group in layer.groups)
+    assert in_layers + 2 * profile.n_embd * profile.n_vocab == pytest.approx(weights, rel=0.005)
+
+
+def test_a_token_touches_its_experts_only() -> None:
+    path = find("models", "qwen3-30b-a3b")
+    assert path is not None
+    layer = read_model(path).layers[0]
+    active = sum(group.weights * group.share for group in layer.groups)
+    assert active * 48 == pytest.approx(2.7e9, rel=0.05)  # "A3B" counts embedding and output too
+    touched = [sum(group.touched(n) for group in layer.groups) for n in (1, 16, 10_000)]
+    assert touched[0] < touched[1] < touched[2] == pytest.approx(layer.nbytes)
+
+
+def test_a_cluster_takes_devices_from_beside_it_and_changes_them(tmp_path: Path) -> None:
+    (tmp_path / "box.toml").write_text(DEVICE)
+    text = """
+head = "b"
+[network]
+latency_ms = 2
+mbit_s = 80
+[[device]]
+id = "a"
+profile = "box"
+memory_gib = 3
+[[device]]
+id = "b"
+profile = "box"
+[[device]]
+id = "c"
+profile = "raspberry-pi-5-8gb"
+[[link]]
+between = ["a", "b"]
+latency_ms = 0.5
+mbit_s = 800
+"""
+    (tmp_path / "home.toml").write_text(text)
+    cluster = read_cluster(tmp_path / "home.toml")
+    assert cluster.head == "b" and [one.name for one in cluster.devices] == ["a", "b", "c"]
+    assert [one.memory_budget // GIB for one in cluster.devices[:2]] == [3, 2]
+    assert cluster.link("b", "a").latency == pytest.approx(0.0005)
+    assert cluster.link("a", "c").bandwidth == pytest.approx(1e7)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name = [", "not TOML"),
+        (DEVICE.replace("threads = 4", ""), "threads is missing"),
+        (DEVICE.replace("threads = 4", 'threads = "4"'), "threads is not a number"),
+        (DEVICE.replace("threads = 4", "threads = 4\nmemory_gb = 3"), "memory_gb is not known"),
+        (DEVICE.replace("decode_gb_s = 10", "decode_gb_s = 0"), "decode"),
+        (DEVICE.replace('"cpu"', '"gpu"'), "the first processor is the CPU"),
+    ],
+)
+def test_a_wrong_device_is_refused_by_file_and_field(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "box.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        read_device(path)
+    assert says in caught.value.message and "box.toml" in caught.value.message
+    assert "\n" not in caught.value.message
