@@ -105,7 +105,7 @@ def test_an_embedding_cut_short_under_a_running_window(
         ({"header": b"GGUF" + bytes(200)}, "cannot load layers 3 to 4: .+"),
         ({"header": b""}, "cannot load layers 3 to 4: .+"),
         ({"captures": (Tap(name="l_out-7", width=576),)}, "has no tensor l_out-7"),
-        ({"captures": (Tap(name="attn_norm-0", width=575),)}, "tensor attn_norm-0 has not the expected shape"),
+        ({"captures": (Tap(name="attn_norm-0", width=575),)}, "attn_norm-0 has not the expected shape"),
         ({"captures": (Tap(width=576),)}, "has no name"),
         ({"captures": (Tap(name="l_out-1", offset=1, width=576),)}, "does not fit into the state"),
         ({"captures": (Tap(name="l_out-1", offset=-1, width=5),)}, "does not fit into the state"),
