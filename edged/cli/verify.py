@@ -8,14 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edged.cli.options import current_settings, home_option, setting_option
 from edged.cli.terminal import clean
 from edged.errors import EdgedError
-from edged.planning.plan import FlashAttention, KvType
+
+if TYPE_CHECKING:
+    from edged.planning.plan import FlashAttention, KvType
 
 EXACT, NOT_EXACT = 0, 1
 
@@ -39,23 +41,18 @@ class _Counts(click.ParamType[Any]):
     "--windows", type=_Counts(), help="Into how many windows to cut.  [default: 2, 3, as many as possible]"
 )
 @click.option("--tokens", type=int, default=48, show_default=True, help="Tokens to compute.")
-@click.option("--kv-type", type=click.Choice(get_args(KvType)), default="f16", help="Type of the KV cache.")
-@click.option(
-    "--flash-attention",
-    type=click.Choice(get_args(FlashAttention)),
-    default="auto",
-    help="Flash attention; auto is what a ring would choose.",
-)
 @click.option("--json", "as_json", is_flag=True, help="As a JSON object, for programs.")
+@setting_option("kv_type")
+@setting_option("flash_attention")
 @setting_option("threads")
 @home_option
 def command(
     model: str,
     windows: tuple[int, ...] | None,
     tokens: int,
-    kv_type: KvType,
-    flash_attention: FlashAttention,
     as_json: bool,
+    kv_type: KvType | None,
+    flash_attention: FlashAttention | None,
     threads: int | None,
 ) -> int:
     """Compute some tokens with MODEL, whole and in windows, and compare the logits bit for bit.
@@ -69,8 +66,8 @@ def command(
     from edged.rpc.messages import Progress
     from edged.verify.check import Wishes, architecture_of, verify
 
-    settings = current_settings(threads=threads)
-    wishes = Wishes(settings.threads, windows or (), tokens, kv_type, flash_attention)
+    settings = current_settings(threads=threads, kv_type=kv_type, flash_attention=flash_attention)
+    wishes = Wishes(settings.threads, windows or (), tokens, settings.kv_type, settings.flash_attention)
     try:
         with _signals_unwind(), progress_view() as view:
             report = verify(
