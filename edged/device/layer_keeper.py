@@ -47,8 +47,8 @@ class LayerKeeper:
         """Loads a window as `placing` says. Raises WindowError."""
         if placing.gpu_layers > 0 and placing.streamed:
             raise WindowError(
-                f"layers {source.first} to {source.last - 1}: beside layers on a GPU none can be streamed from disk; "
-                "plan fewer layers for this device, or none on its GPU"
+                f"layers {source.first} to {source.last - 1}: beside layers on a GPU none can be "
+                "streamed; plan fewer layers for this device, or none on its GPU"
             )
         placing = self._allowed(placing)
         residency = None
