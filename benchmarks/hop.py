@@ -63,6 +63,9 @@ class HashingWindow:
     def apply(self, op: KvOp) -> bool:
         return op.kind == "clear"
 
+    def stream(self, layers: Sequence[int]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

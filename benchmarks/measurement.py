@@ -44,7 +44,7 @@ class Measurement:
     swapped: int = 0
     plan: str = ""
     tokens: tuple[int, ...] = ()  # what was generated
-    counters: dict[str, float] = field(default_factory=dict)  # the daemons' own, over the same tokens
+    counters: dict[str, float] = field(default_factory=dict)  # the daemons' own; totals over one answer
     problem: str = ""  # why there are no figures
 
     @property

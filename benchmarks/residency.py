@@ -71,7 +71,10 @@ def measure_edged(task: Task, case: Case) -> Measurement:
                 node_locked=tuple(group.locked for group in groups),
                 oom_kills=sum(group.oom_kills for group in groups),
                 plan=describe(cluster.plan, names),
-                counters={name: value - before.get(name, 0.0) for name, value in after.items()},
+                counters={
+                    name: value - before.get(name, 0.0) if name.endswith("_total") else value
+                    for name, value in after.items()
+                },
             )
     except (EdgedError, LabError) as error:
         return Measurement(case, problem=str(error).splitlines()[0])

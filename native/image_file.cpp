@@ -96,9 +96,9 @@ std::shared_ptr<const ImageFile::Opened> ImageFile::opened() const {
     return opened_;
 }
 
-bool ImageFile::open() {
+bool ImageFile::open(bool direct) {
     auto file = std::make_shared<Opened>();
-    const UncachedFile uncached = open_uncached(path_);
+    const UncachedFile uncached = open_uncached(path_, direct);
     file->descriptor = uncached.descriptor;
     file->direct = uncached.direct;
     struct stat status{};

@@ -26,8 +26,9 @@ class ImageFile {
     const ImagePart& part(size_t index) const { return parts_[index]; }
     uint64_t size() const;  // bytes on disk
 
-    // Whether there is an image of this layout; opens it. The parts' content is not looked at.
-    bool open();
+    // Whether there is an image of this layout; opens it. The parts' content is not looked at. Some file
+    // systems refuse direct reads only when they are asked for one.
+    bool open() { return open(true) || open(false); }
     // Writes the parts, which lie at `data` as in the image, under a temporary name, then opens it. Throws
     // WindowFailure.
     void write(const char* data);
@@ -38,6 +39,7 @@ class ImageFile {
 
   private:
     struct Opened;
+    bool open(bool direct);
     std::shared_ptr<const Opened> opened() const;
 
     const std::string path_;

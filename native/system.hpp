@@ -18,7 +18,8 @@ struct UncachedFile {
     bool direct = false;  // otherwise read through the page cache, and forgotten afterwards
 };
 
-UncachedFile open_uncached(const std::string& path);
+// `direct`: past the page cache, where the system and the file system allow it.
+UncachedFile open_uncached(const std::string& path, bool direct);
 
 // Takes the bytes out of the page cache, if they are in it and not waiting to be written.
 void forget_cached(int descriptor, off_t offset, off_t length);

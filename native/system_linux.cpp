@@ -7,9 +7,11 @@
 
 namespace edged {
 
-UncachedFile open_uncached(const std::string& path) {
-    const int direct = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
-    if (direct >= 0) return {direct, true};
+UncachedFile open_uncached(const std::string& path, bool direct) {
+    if (direct) {
+        const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+        if (descriptor >= 0) return {descriptor, true};
+    }
     return {::open(path.c_str(), O_RDONLY | O_CLOEXEC), false};
 }
 

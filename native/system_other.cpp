@@ -7,7 +7,7 @@
 
 namespace edged {
 
-UncachedFile open_uncached(const std::string& path) {
+UncachedFile open_uncached(const std::string& path, bool /*direct*/) {
     return {::open(path.c_str(), O_RDONLY | O_CLOEXEC), false};
 }
 

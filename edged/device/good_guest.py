@@ -14,7 +14,7 @@ from typing import Protocol
 LOOK_S = 0.5  # between two looks at the memory
 SHORT_LOOKS = 4  # so many in a row have to be short of memory
 AMPLE_LOOKS = 60  # and so many in a row have to have enough to take layers back
-LOW_SHARE = 0.03  # of the memory that this process may use: so much should stay free
+LOW_SHARE = 0.05  # of the memory that this process may use: so much should stay free
 MOST_LOW = 512 * 2**20  # bytes; a large machine needs no more than that either
 MIB = 2**20
 

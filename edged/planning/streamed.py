@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-READ_AHEAD = 2  # layers: one is computed with while the next is read
+READ_AHEAD = 1  # layers: it is read by single tensors, so one is computed with while others come
 
 
 def spread(n_layers: int, streamed: int) -> tuple[int, ...]:

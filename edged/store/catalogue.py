@@ -205,15 +205,14 @@ class Catalogue:
         with self.lock:
             return self._drop(manifest, keep={part.sha256 for part in parts})
 
-    def drop_images(self, sha256: str, but: Path | None = None) -> int:
-        """Remove the images of a layer, all or all but one; bytes made free."""
+    def drop_images(self, sha256: str) -> int:
+        """Remove the images of a layer; bytes made free."""
         freed = 0
         for image in self.images.glob(f"{sha256}-*"):
-            if image != but:
-                with contextlib.suppress(FileNotFoundError):
-                    size = image.stat().st_size
-                    image.unlink()
-                    freed += size
+            with contextlib.suppress(FileNotFoundError):
+                size = image.stat().st_size
+                image.unlink()
+                freed += size
         return freed
 
     def drop_unused(self, shas: Collection[str]) -> None:

@@ -67,5 +67,5 @@ def test_the_guest_looks_and_tells() -> None:
     finally:
         guest.close()
         guest.close()
-    assert layers.wanted == 2 * int(1000 * 2**20 * 0.03)
-    assert said[0] == "memory is short: 60 MiB of layers are read from disk for every token now"
+    assert layers.wanted == 2 * int(1000 * 2**20 * 0.05)
+    assert said[0] == "memory is short: 100 MiB of layers are read from disk for every token now"

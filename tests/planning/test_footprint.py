@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from edged.backend.native import load_window
+from edged.backend.residency import Residency, Streamer
 from edged.planning.footprint import share_bytes
 from edged.planning.plan import ContextOptions
+from edged.planning.streamed import READ_AHEAD, spread
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
 from edged.store.importer import import_model
@@ -46,3 +48,21 @@ def test_a_share_takes_no_more_than_planned(
     window.close()
     planned = share_bytes(model_profile(manifest), context, [(first, last)])
     assert taken.total <= planned <= taken.total * 1.5 + SLACK, taken
+
+
+def test_a_streamed_share_takes_no_more_than_planned(
+    smollm2: tuple[Catalogue, Manifest], tmp_path: Path
+) -> None:
+    catalogue, manifest = smollm2
+    context = ContextOptions(n_ctx=512, n_seq_max=1, n_ubatch=16, flash_attention="off")
+    profile = model_profile(manifest)
+    streamer = Streamer(READ_AHEAD * max(profile.layer_bytes))
+    keys = tuple(manifest.layer(index).sha256 for index in range(20))
+    residency = Residency(streamer, tmp_path, keys, spread(20, 12))
+    window = load_window(compose(manifest, catalogue, 0, 20), context, 1, residency=residency)
+    taken = window.memory.total + streamer.counts.slots
+    window.close()
+    streamer.close()
+    planned = share_bytes(profile, context, [(0, 20)], [12], READ_AHEAD)
+    assert taken <= planned <= taken * 1.5 + SLACK
+    assert planned < share_bytes(profile, context, [(0, 20)])
