@@ -119,8 +119,8 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
     }
     source.embedding = table(embedding);
     source.layer_embedding = table(layer_embedding);
-    edged::WindowOptions options{n_ctx,        n_seq_max, n_ubatch,    n_threads, n_threads, kv_type, flash_attention,
-                                 n_gpu_layers, rehearsal, std::nullopt};
+    edged::WindowOptions options{n_ctx,   n_seq_max,       n_ubatch,     n_threads, n_threads,
+                                 kv_type, flash_attention, n_gpu_layers, rehearsal, std::nullopt};
     if (residency) {
         const auto& [streamer, images, keys, streamed] = *residency;
         options.residency = edged::ResidencyOptions{streamer, images, keys, streamed};

@@ -51,7 +51,7 @@ struct WindowOptions {
     std::string kv_type = "f16";
     std::string flash_attention = "auto";
     int64_t n_gpu_layers = 0;
-    bool rehearsal = false;  // everything but the weights: the window cannot run
+    bool rehearsal = false;                     // everything but the weights: the window cannot run
     std::optional<ResidencyOptions> residency;  // none: libllama holds all weights in memory
 };
 

@@ -73,8 +73,8 @@ def command(
     from edged.planning.upgrades import upgrades
 
     settings = current_settings(**flags)
-    devices = _cluster(cluster)
-    model = _model(settings, model_name)
+    devices, loaded = _cluster(settings, cluster)
+    model = _model(settings, model_name or loaded)
     if head not in (None, "any"):
         devices = devices.with_head(_head(devices, str(head)))
     wishes = _wishes(settings, model, solver, objective, head == "any", prompt, depth)
@@ -89,34 +89,52 @@ def command(
         print_plan(sys.stdout, plan, devices, model, help_most)
 
 
-def _cluster(wanted: str | None) -> ClusterProfile:
+def _cluster(settings: Settings, wanted: str | None) -> tuple[ClusterProfile, str]:
+    """Devices and links, and the name of the model that runs on them, if any."""
     from edged.errors import SettingsError
     from edged.planning.profile_files import find, names, read_cluster
 
     if wanted is None:
-        return _running_cluster()
+        return _running_cluster(settings)
     path = find("clusters", wanted)
     if path is None:
         raise SettingsError(
             f"there is no cluster {wanted}; name a .toml file or: {', '.join(names('clusters'))}"
         )
-    return read_cluster(path)
+    return read_cluster(path), ""
 
 
-def _running_cluster() -> ClusterProfile:
-    from edged.errors import SettingsError
+def _running_cluster(settings: Settings) -> tuple[ClusterProfile, str]:
+    """The devices as the head knows them, and the name of the model that it has loaded."""
+    from edged.errors import NotRunningError, SettingsError
+    from edged.frontdoor.client import open_front_door
+    from edged.planning.profile import ClusterProfile
     from edged.planning.profile_files import names
 
-    raise SettingsError(f"name a cluster with --cluster: a .toml file or: {', '.join(names('clusters'))}")
+    others = f"or name a cluster with --cluster: a .toml file or {', '.join(names('clusters'))}"
+    try:
+        with open_front_door(settings.socket_path) as client:
+            status = client.status()
+    except NotRunningError as error:
+        raise SettingsError(f"{error.message}; {others}") from None
+    if not status.profiles:
+        head = next((one.name for one in status.members if one.device == status.coordinator), "the head")
+        raise SettingsError(f"only {head} knows what every device can do: plan there, {others}")
+    known = {profile.device for profile in status.profiles}
+    links = tuple(link for link in status.links if {link.source, link.target} <= known)
+    cluster = ClusterProfile(
+        name=status.cluster[:16], head=status.device, devices=status.profiles, links=links
+    )
+    return cluster, status.model
 
 
-def _model(settings: Settings, wanted: str | None) -> ModelProfile:
+def _model(settings: Settings, wanted: str) -> ModelProfile:
     """A profile by file or name; else a model of this device's store."""
     from edged.errors import SettingsError, UnknownModelError
     from edged.planning.profile_files import find, names, read_model
 
-    wanted = wanted or settings.model
-    if wanted is None:
+    wanted = wanted or settings.model or ""
+    if not wanted:
         raise SettingsError(
             "name a model with --model: one of `edged models`, a .toml file or a known profile"
         )

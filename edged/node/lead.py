@@ -99,6 +99,7 @@ class Lead:
             waiting_requests=engine.waiting,
             measured_tpot_ms=engine.tpot_ms,
             links=self._survey.known(),
+            profiles=(self._profile(), *(member.report.profile for member in self._membership.alive())),
         )
 
     # ---- DaemonView

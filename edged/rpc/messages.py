@@ -6,7 +6,7 @@ from typing import Literal
 
 from edged.documents import Document
 from edged.planning.plan import Plan
-from edged.planning.profile import LinkProfile
+from edged.planning.profile import DeviceProfile, LinkProfile
 
 
 class Progress(Document):
@@ -75,6 +75,7 @@ class StatusAnswer(Document):
     waiting_requests: int = 0
     measured_tpot_ms: float | None = None
     links: tuple[LinkProfile, ...] = ()  # as measured; on a device that is not the head, those of its own
+    profiles: tuple[DeviceProfile, ...] = ()  # what plans are made from; on the head only, its own first
 
 
 class TokenRequest(Document):
