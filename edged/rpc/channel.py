@@ -11,6 +11,7 @@ from typing import Protocol
 import grpc
 
 from edged.errors import ClusterError, EdgedError, NotRunningError, PeerLostError, UntrustedPeerError
+from edged.rpc.closing import ClosableChannel
 from edged.rpc.options import CLIENT
 from edged.rpc.status import unwrap
 from edged.rpc.version import NameVersion
@@ -48,7 +49,7 @@ def connect(identity: Credentials, peer: str, host: str, port: int) -> grpc.Chan
         certificate_chain=identity.certificate_pem,
     )
     options = (*CLIENT, ("grpc.ssl_target_name_override", f"{peer}.edged"))
-    channel = grpc.secure_channel(_target(host, port), credentials, options=options)
+    channel = ClosableChannel(grpc.secure_channel(_target(host, port), credentials, options=options))
     return grpc.intercept_channel(channel, NameVersion())
 
 
@@ -59,7 +60,7 @@ def connect_local(path: Path) -> grpc.Channel:
     """
     if not path.is_socket():
         raise NotRunningError("no daemon runs here: start one with `edged start`")
-    channel = grpc.insecure_channel(f"unix:{path.absolute()}", options=CLIENT)
+    channel = ClosableChannel(grpc.insecure_channel(f"unix:{path.absolute()}", options=CLIENT))
     return grpc.intercept_channel(channel, NameVersion())
 
 

@@ -16,6 +16,7 @@ from edged.cluster.identity import Identity
 from edged.errors import (
     AlreadyRunningError,
     NotRunningError,
+    PeerLostError,
     PortTakenError,
     SettingsError,
     UntrustedPeerError,
@@ -79,6 +80,18 @@ def test_strangers_cannot_take_more_connections_than_there_are(
             edged_pb2.Document(), timeout=10, wait_for_ready=True
         )
         channel.close()
+
+
+def test_a_call_on_a_closed_channel_is_an_error_and_not_the_end_of_the_process(
+    founder: Identity, member: Identity
+) -> None:
+    with serve(founder, [Echo().add_to], 0) as server:
+        channel = connect(member, founder.device, HOST, server.port)
+        stub = edged_pb2_grpc.CoordinatorStub(channel)
+        stub.Heartbeat(edged_pb2.Document(), timeout=5)
+        channel.close()
+        with pytest.raises(PeerLostError, match="closed"):
+            stub.Heartbeat(edged_pb2.Document(), timeout=5)
 
 
 def test_close_ends_a_stream_that_is_open(founder: Identity, member: Identity) -> None:
