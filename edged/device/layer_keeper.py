@@ -52,8 +52,8 @@ class LayerKeeper:
             )
         if source.fillers and placing.streamed:
             raise WindowError(
-                f"layers {source.first} to {source.last - 1} need others beside them to be computed alike, and "
-                "none of such a window can be streamed from disk: give the devices more memory"
+                f"layers {source.first} to {source.last - 1} need fillers beside them, and none of such a "
+                "window can be streamed from disk: give the devices more memory"
             )
         placing = self._allowed(placing)
         residency = None
