@@ -353,6 +353,7 @@ class Daemon:
             measured=self._measured,
             cap=self._settings.memory,
             held=self._held(),
+            stored=self._catalogue.stored(),
         )
 
 
