@@ -43,6 +43,7 @@ SOLVERS = ("overlap", "halda", "even", "memory", "compute", "single")
 @setting_option("parallel")
 @setting_option("kv_type")
 @setting_option("wire_type")
+@setting_option("rounds")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @click.option(
     "--plot",
@@ -199,6 +200,7 @@ def _wishes(
         objective=cast("Objective", objective),
         workload=workload,
         any_head=any_head,
+        rounds=settings.rounds,
     )
 
 

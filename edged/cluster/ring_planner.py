@@ -27,12 +27,17 @@ class RingPlanner:
         links: Callable[[], tuple[LinkProfile, ...]],
         wish: Callable[[Manifest], ContextOptions],
         objective: Objective,
+        rounds: int | None = None,
     ) -> None:
-        """profile: of this device, the head. links: those measured between devices that are there."""
+        """profile: of this device, the head. links: those measured between devices that are there.
+
+        rounds: how often a ring of several devices comes by each; None for the best number.
+        """
         self._profile = profile
         self._links = links
         self._wish = wish
         self._objective = objective
+        self._rounds = rounds
         self._budgets = SteadyBudgets()
 
     def company(self, others: Mapping[str, DeviceProfile]) -> tuple[Company, float | None]:
@@ -51,6 +56,7 @@ class RingPlanner:
             self._objective,
             manifest.n_ctx_train,
             epoch,
+            self._rounds,
         )
 
     def should_stay(
@@ -66,6 +72,8 @@ class RingPlanner:
             raise
         if running.hops == plan.hops and running.context == plan.context:
             return True
+        if self._rounds is not None and len(running.hops) == 1:
+            return False  # alone as long as there was nobody else
         switching = Switching(seconds=switch_s, tokens=LIKELY_TOKENS)
         return not worth_switching(running, plan, cluster, model_profile(manifest), switching)
 

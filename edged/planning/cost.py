@@ -235,6 +235,11 @@ class RingCost:
         """Seconds per token of all streams together, where there are enough of them."""
         return max(*(share.stage for share in self.shares.values()), self.problem.slowest_link(self.links, 1))
 
+    @property
+    def rounds(self) -> int:
+        """How often the ring comes by its head, besides to close; 0 for a device alone."""
+        return sum(hop.device == self.hops[0].device for hop in self.hops) - 1
+
     def goal(self, objective: Objective) -> float:
         return self.token if objective == "latency" else self.stage
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.planning import baselines, halda
-from edged.planning.best import best_ring
+from edged.planning.best import best_ring, can_share
 from edged.planning.cost import Problem
 from edged.planning.plan import Objective, Plan
 from edged.planning.solve import Wishes, make_plan, solve
@@ -27,6 +27,21 @@ def test_equals_brute_force_where_layers_are_alike(objective: Objective, block: 
         best = brute_force(problem, objective, rounds=(1, 2, 3))
         found = None if ring is None else ring.goal(objective)
         assert found == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_equals_brute_force_with_rounds_given(rounds: int) -> None:
+    rings = 0
+    for seed in range(100):
+        problem = random_problem(seed, uniform=True)
+        if not can_share(problem):
+            continue
+        ring = best_ring(problem, "latency", rounds)
+        best = brute_force(problem, "latency", rounds=(rounds,), alone=False)
+        found = None if ring is None else ring.goal("latency")
+        assert found == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+        rings += ring is not None and ring.rounds == rounds
+    assert rings > 10
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
