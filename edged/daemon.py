@@ -170,6 +170,7 @@ class Daemon:
                 lambda: survey.known(),  # noqa: PLW0108 - made below
                 self._wish,
                 settings.objective,
+                settings.rounds,
             ),
             last_epoch=lambda: max(worker.latest_epoch, roster.last_epoch()),
             say=self._say,
@@ -353,6 +354,7 @@ class Daemon:
             measured=self._measured,
             cap=self._settings.memory,
             held=self._held(),
+            stored=self._catalogue.stored(),
         )
 
 

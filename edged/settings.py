@@ -23,6 +23,7 @@ DEFAULT_HTTP_PORT = 7480
 DEFAULT_PARALLEL = 8  # sequences held at once
 DEFAULT_CTX_LIMIT = 4096  # positions per sequence, unless the model has fewer or more are asked for
 MAX_PARALLEL = 64
+MAX_ROUNDS = 32
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 107, and gRPC adds a little
 LOG_LEVELS = ("debug", "info", "warning", "error")
 RESIDENCY = ("auto", "off")
@@ -64,6 +65,7 @@ class Settings:
     flash_attention: FlashAttention = "auto"
     wire_type: WireType = "f32"
     objective: Objective = "throughput"
+    rounds: int | None = None  # how often the ring comes by each device; None: the planner chooses
     residency: str = "auto"  # of layers where not all fit; one of RESIDENCY
     log_level: str = "info"
 
@@ -232,6 +234,12 @@ _TABLE = (
         "WHAT",
         _plan_choice("Objective"),
         "What the ring is for: throughput (prompts, many answers) or latency (one answer) (throughput).",
+    ),
+    Setting(
+        "rounds",
+        "N",
+        _whole(1, MAX_ROUNDS),
+        "How often the ring comes by each device (default: the planner chooses).",
     ),
     Setting(
         "residency",

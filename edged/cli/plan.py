@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edged.planning.plan import Objective
     from edged.planning.profile import ClusterProfile
     from edged.planning.solve import SolverName, Wishes
+    from edged.rpc.messages import StatusAnswer
     from edged.settings import Settings
 
 DEFAULT_CTX = 4096  # positions, where the user does not say
@@ -30,9 +31,7 @@ SOLVERS = ("overlap", "halda", "even", "memory", "compute", "single")
 @click.option(
     "--objective",
     type=click.Choice(("latency", "throughput")),
-    default="latency",
-    show_default=True,
-    help="One stream as fast as can be, or many together.",
+    help="One stream as fast as can be, or many together (latency, or what the running cluster is for).",
 )
 @click.option("--head", metavar="DEVICE", help="Which device is the head; `any` chooses the best.")
 @click.option("--prompt", type=click.IntRange(1, 10**6), metavar="N", help="Tokens of the prompt (128).")
@@ -43,6 +42,7 @@ SOLVERS = ("overlap", "halda", "even", "memory", "compute", "single")
 @setting_option("parallel")
 @setting_option("kv_type")
 @setting_option("wire_type")
+@setting_option("rounds")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @click.option(
     "--plot",
@@ -55,7 +55,7 @@ def command(
     cluster: str | None,
     model_name: str | None,
     solver: str,
-    objective: str,
+    objective: str | None,
     head: str | None,
     prompt: int | None,
     depth: int | None,
@@ -73,8 +73,10 @@ def command(
     from edged.planning.upgrades import upgrades
 
     settings = current_settings(**flags)
-    devices, loaded = _cluster(settings, cluster)
-    model = _model(settings, model_name or loaded)
+    devices, status = _cluster(settings, cluster)
+    model = _model(settings, model_name or (status.model if status is not None else ""))
+    now = status.plan if status is not None else None
+    objective = objective or (now.objective if now is not None else "latency")
     if head not in (None, "any"):
         devices = devices.with_head(_head(devices, str(head)))
     wishes = _wishes(settings, model, solver, objective, head == "any", prompt, depth)
@@ -86,11 +88,12 @@ def command(
     if as_json:
         click.echo(json.dumps(as_document(plan, devices, help_most), indent=2))
     else:
-        print_plan(sys.stdout, plan, devices, model, help_most)
+        runs = status is not None and now is not None and now.model == model.model
+        print_plan(sys.stdout, plan, devices, model, help_most, status if runs else None)
 
 
-def _cluster(settings: Settings, wanted: str | None) -> tuple[ClusterProfile, str]:
-    """Devices and links, and the name of the model that runs on them, if any."""
+def _cluster(settings: Settings, wanted: str | None) -> tuple[ClusterProfile, StatusAnswer | None]:
+    """Devices and links, and what the head says of them where they are the running cluster's."""
     from edged.errors import SettingsError
     from edged.planning.profile_files import find, names, read_cluster
 
@@ -101,11 +104,11 @@ def _cluster(settings: Settings, wanted: str | None) -> tuple[ClusterProfile, st
         raise SettingsError(
             f"there is no cluster {wanted}; name a .toml file or: {', '.join(names('clusters'))}"
         )
-    return read_cluster(path), ""
+    return read_cluster(path), None
 
 
-def _running_cluster(settings: Settings) -> tuple[ClusterProfile, str]:
-    """The devices as the head knows them, and the name of the model that it has loaded."""
+def _running_cluster(settings: Settings) -> tuple[ClusterProfile, StatusAnswer]:
+    """The devices as the head knows them."""
     from edged.errors import NotRunningError, SettingsError
     from edged.frontdoor.client import open_front_door
     from edged.planning.profile import ClusterProfile
@@ -118,14 +121,15 @@ def _running_cluster(settings: Settings) -> tuple[ClusterProfile, str]:
     except NotRunningError as error:
         raise SettingsError(f"{error.message}; {others}") from None
     if not status.profiles:
-        head = next((one.name for one in status.members if one.device == status.coordinator), "the head")
+        heads = [one.name for one in status.members if one.device == status.coordinator]
+        head = f"the head, {heads[0]}," if heads else "the head"
         raise SettingsError(f"only {head} knows what every device can do: plan there, {others}")
     known = {profile.device for profile in status.profiles}
     links = tuple(link for link in status.links if {link.source, link.target} <= known)
     cluster = ClusterProfile(
         name=status.cluster[:16], head=status.device, devices=status.profiles, links=links
     )
-    return cluster, status.model
+    return cluster, status
 
 
 def _model(settings: Settings, wanted: str) -> ModelProfile:
@@ -199,6 +203,7 @@ def _wishes(
         objective=cast("Objective", objective),
         workload=workload,
         any_head=any_head,
+        rounds=settings.rounds,
     )
 
 

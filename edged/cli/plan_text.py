@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edged.cli.progress import size_text
-from edged.cli.ring_text import layer_range
+from edged.cli.ring_text import layer_range, ring_text
 from edged.cli.terminal import clean
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edged.planning.plan import DeviceExpectation, Expectation, Hop, Plan
     from edged.planning.profile import ClusterProfile
     from edged.planning.upgrades import Upgrade
+    from edged.rpc.messages import StatusAnswer
 
 WIDTH = 160  # columns where there is no terminal to ask
 MOST_UPGRADES = 3  # that are worth a line
@@ -60,12 +61,19 @@ def _hop(hop: Hop, names: dict[str, str]) -> dict[str, Any]:
 
 
 def print_plan(
-    out: TextIO, plan: Plan, cluster: ClusterProfile, model: ModelProfile, upgrades: Sequence[Upgrade]
+    out: TextIO,
+    plan: Plan,
+    cluster: ClusterProfile,
+    model: ModelProfile,
+    upgrades: Sequence[Upgrade],
+    running: StatusAnswer | None = None,
 ) -> None:
+    """running: of the cluster that runs this model already."""
     from rich.console import Console
 
     console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else WIDTH)
-    for label, text in _facts(plan, cluster, model):
+    facts = [*_facts(plan, cluster, model), *([] if running is None else [("now", _now(running))])]
+    for label, text in facts:
         console.print(clean(f"{label:<9} {text}"), soft_wrap=True)
     console.print()
     console.print(_table(plan, cluster))
@@ -89,6 +97,13 @@ def _facts(plan: Plan, cluster: ClusterProfile, model: ModelProfile) -> Iterator
     yield "", f"{expected.stage_ms:.1f} ms a token of many streams together"
     if expected.bytes_read_per_token:
         yield "", f"{size_text(expected.bytes_read_per_token)} read from disks for every token"
+
+
+def _now(status: StatusAnswer) -> str:
+    ring = ring_text(status)
+    if status.measured_tpot_ms is None:
+        return f"{ring} runs"
+    return f"{ring} runs, {status.measured_tpot_ms:.1f} ms a token measured"
 
 
 def _table(plan: Plan, cluster: ClusterProfile) -> Table:

@@ -31,6 +31,7 @@ GRACE_S = 20.0  # for a daemon whose parent is gone; after that it is killed
 @setting_option("flash_attention")
 @setting_option("wire_type")
 @setting_option("objective")
+@setting_option("rounds")
 @setting_option("residency")
 @setting_option("log_level")
 @click.option("--until-eof", is_flag=True, help="Stop when standard input ends, as when the parent dies.")

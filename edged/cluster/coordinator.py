@@ -312,9 +312,11 @@ class Coordinator:
         self._wake(min(LOOK_S, look_again or LOOK_S))
         if company == self._company:
             return True
-        if not self._planner.should_stay(running, manifest, profiles, self._switch_s):
+        kept = self._planner.kept(running, manifest, profiles, self._switch_s)
+        if kept is None:
             return False
         self._company = company
+        self._set(plan=self._with_shunned(kept))
         return True
 
     def _present(self) -> dict[str, Peer]:
@@ -346,7 +348,9 @@ class Coordinator:
 
     def _plan(self, manifest: Manifest, peers: dict[str, Peer]) -> Plan:
         epoch = max(self._last_epoch(), self._state.epoch) + 1
-        plan = self._planner.plan(manifest, _profiles(peers), epoch)
+        return self._with_shunned(self._planner.plan(manifest, _profiles(peers), epoch))
+
+    def _with_shunned(self, plan: Plan) -> Plan:
         shunned = tuple(LeftOut(device=device, reason=why) for device, why in self._shunned.reasons().items())
         return plan.model_copy(update={"left_out": plan.left_out + shunned})
 

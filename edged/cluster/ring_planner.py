@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 
 from edged.cluster.steady import SteadyBudgets
 from edged.errors import PlanError
-from edged.planning.plan import ContextOptions, Objective, Plan
+from edged.planning.plan import ContextOptions, LeftOut, Objective, Plan
 from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile
 from edged.planning.running import Switching, plan_to_run, worth_switching
 from edged.store.manifest import Manifest
 from edged.store.model_profile import model_profile
 
+NO_GAIN = "with it the ring would not be so much faster that it pays to disturb the one that runs"
 LIKELY_TOKENS = 20_000  # generated before things change again: a household's day
 
 Company = tuple[frozenset[DeviceProfile], frozenset[tuple[str, int]], frozenset[LinkProfile]]
@@ -27,12 +28,17 @@ class RingPlanner:
         links: Callable[[], tuple[LinkProfile, ...]],
         wish: Callable[[Manifest], ContextOptions],
         objective: Objective,
+        rounds: int | None = None,
     ) -> None:
-        """profile: of this device, the head. links: those measured between devices that are there."""
+        """profile: of this device, the head. links: those measured between devices that are there.
+
+        rounds: how often a ring of several devices comes by each; None for the best number.
+        """
         self._profile = profile
         self._links = links
         self._wish = wish
         self._objective = objective
+        self._rounds = rounds
         self._budgets = SteadyBudgets()
 
     def company(self, others: Mapping[str, DeviceProfile]) -> tuple[Company, float | None]:
@@ -51,23 +57,38 @@ class RingPlanner:
             self._objective,
             manifest.n_ctx_train,
             epoch,
+            self._rounds,
         )
 
-    def should_stay(
+    def kept(
         self, running: Plan, manifest: Manifest, others: Mapping[str, DeviceProfile], switch_s: float
-    ) -> bool:
-        """Whether the ring that runs is to stay, after a change of company. Raises PlanError."""
+    ) -> Plan | None:
+        """The plan that runs, with why others are left out now; None if another is to replace it.
+
+        Asked after a change of company. Raises PlanError.
+        """
         cluster = self._cluster(others)
         try:
             plan = self.plan(manifest, others, running.epoch + 1)
         except PlanError:
             if set(running.devices) <= {device.device for device in cluster.devices}:
-                return True  # it holds its memory already; a new one would have to find some
+                return running  # it holds its memory already; a new one would have to find some
             raise
-        if running.hops == plan.hops and running.context == plan.context:
-            return True
-        switching = Switching(seconds=switch_s, tokens=LIKELY_TOKENS)
-        return not worth_switching(running, plan, cluster, model_profile(manifest), switching)
+        if running.hops != plan.hops or running.context != plan.context:
+            if self._rounds is not None and len(running.hops) == 1:
+                return None  # alone as long as there was nobody else
+            switching = Switching(seconds=switch_s, tokens=LIKELY_TOKENS)
+            if worth_switching(running, plan, cluster, model_profile(manifest), switching):
+                return None
+        left_out = {one.device: one for one in plan.left_out}
+        outside = [device for device in others if device not in running.devices]
+        return running.model_copy(
+            update={
+                "left_out": tuple(
+                    left_out.get(device) or LeftOut(device=device, reason=NO_GAIN) for device in outside
+                )
+            }
+        )
 
     def _cluster(self, others: Mapping[str, DeviceProfile]) -> ClusterProfile:
         me = self._profile()

@@ -47,13 +47,13 @@ class LayerKeeper:
         """Loads a window as `placing` says. Raises WindowError."""
         if placing.gpu_layers > 0 and placing.streamed:
             raise WindowError(
-                f"layers {source.first} to {source.last - 1}: beside layers on a GPU none can be streamed from "
-                "disk; plan fewer layers for this device, or none on its GPU"
+                f"layers {source.first} to {source.last - 1}: beside layers on a GPU none can be streamed "
+                "from disk; plan fewer layers for this device, or none on its GPU"
             )
         if source.fillers and placing.streamed:
             raise WindowError(
-                f"layers {source.first} to {source.last - 1} need fillers beside them, and none of such a "
-                "window can be streamed from disk: give the devices more memory"
+                f"layers {source.first} to {source.last - 1} need others beside them to be computed alike, "
+                "and none of such a window can be streamed from disk: give the devices more memory"
             )
         placing = self._allowed(placing)
         residency = None

@@ -108,15 +108,27 @@ def measure(
 
 
 def profile(
-    *, device: str, name: str, home: Path, threads: int, measured: Measured, cap: int | None, held: int
+    *,
+    device: str,
+    name: str,
+    home: Path,
+    threads: int,
+    measured: Measured,
+    cap: int | None,
+    held: int,
+    stored: int = 0,
 ) -> DeviceProfile:
-    """The profile to plan with, as of now. `held`: bytes of windows that edged has loaded here."""
+    """The profile to plan with, as of now.
+
+    held: bytes of windows that edged has loaded here.  stored: bytes of parts in the store of `home`, which
+    a share of layers need not take from the disk once more.
+    """
     usual = measured.processors[0].speed(USUAL_TYPE)
     return DeviceProfile(
         device=device,
         name=name,
         memory_budget=memory_budget(cap, held),
-        disk_free=shutil.disk_usage(home).free,
+        disk_free=shutil.disk_usage(home).free + stored,
         threads=threads,
         bandwidth=usual.decode,
         flops=usual.prefill,

@@ -1,17 +1,16 @@
 """The cost model that every solver is judged by: what a ring of hops will take, in time and memory.
 
-Within one visit of a window its layers are computed in order: those in the CPU's memory, those on the GPU,
-the streamed ones. When the visit begins the read-ahead buffer is full; a place in it is free again when its
-layer has been computed, so the disk goes on after the first streamed layer. Hence for a window with compute
-c, of which q for layers that are not streamed, f and l for the first and last streamed one, S streamed bytes,
-of which B fit into the buffer, and a disk of R bytes per second:
+The streamed layers of a window are spread evenly among the others (`edged.planning.streamed`), and all
+windows of a device share one read-ahead buffer, whose places are single tensors, read in the order of their
+use. When a visit begins the buffer is full; the disk goes on as soon as the first streamed tensor has been
+computed with. Hence for a window with compute c, of which q before its first streamed layer and t for one
+tensor, S streamed bytes, of which B fit into the buffer, and a disk of R bytes per second:
 
-    visit = c                              if the buffer holds all streamed layers of the window
-    visit = max(c, q + f + (S - B)/R + l)  otherwise.
+    visit = c                               if the buffer holds all streamed layers of the window
+    visit = max(c, q + t + (S - B)/R + t)   otherwise.
 
 Where the disk cannot fill the buffer before the next visit it works without a pause, and the token takes as
-long as the disk: the sum of S over the device's windows, over R; with a buffer of one layer also those
-layers' compute, since nothing can be read meanwhile. So
+long as the disk: the sum of S over the device's windows, over R. So
 
     token = max(sum of visits + output side + sum of hops, every device's disk time)
     stage of a device = max(its visits + output side + hop overheads, its disk time)
@@ -31,6 +30,8 @@ from edged.planning.device_costs import DeviceCosts, ModelCosts, Workload, devic
 from edged.planning.model_profile import ModelProfile
 from edged.planning.plan import ContextOptions, DeviceExpectation, Expectation, Hop, Objective, WireType
 from edged.planning.profile import ClusterProfile
+
+LARGEST_TENSOR = 0.27  # of a layer's bytes: ffn_up, ffn_gate or ffn_down of Llama 3 in all its sizes
 
 WIRE_BYTES: dict[WireType, float] = {"f32": 4, "f16": 2, "q8": 1.125}  # per value, as ring/wire.py packs it
 
@@ -101,6 +102,11 @@ class Visit:
     buffer: float  # bytes its device's read-ahead buffer must have for it
 
 
+def layers_unhidden(on_cpu: int, streamed: int) -> float:
+    """Layers' worth of compute during which a window's disk has to pause, q + 2 t."""
+    return on_cpu // streamed - 1 + 2 * LARGEST_TENSOR
+
+
 def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
     first_gpu = hop.first + hop.resident
     first_streamed = hop.last - hop.streamed
@@ -132,13 +138,11 @@ def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
         sizes = of.model.layer_bytes[first_streamed : hop.last]
         buffer = max(sizes) * hop.read_ahead
         disk = streamed / device.disk
-        if hop.read_ahead == 1:
-            disk += cpu.decode.of(first_streamed, hop.last)
         if hop.streamed > hop.read_ahead:
             unread = of.weights.of(first_streamed + hop.read_ahead, hop.last) / device.disk
-            first = cpu.decode.of(first_streamed, first_streamed + 1)
-            last = cpu.decode.of(hop.last - 1, hop.last)
-            stall = max(0.0, steady + first + unread + last - compute)
+            on_cpu = hop.n_layers - hop.gpu_layers
+            layer = (cpu.decode.of(hop.first, first_gpu) + compute - steady) / on_cpu
+            stall = max(0.0, layers_unhidden(on_cpu, hop.streamed) * layer + unread - compute)
     return Visit(
         compute=compute + output + run,
         stall=stall,
@@ -234,6 +238,11 @@ class RingCost:
     def stage(self) -> float:
         """Seconds per token of all streams together, where there are enough of them."""
         return max(*(share.stage for share in self.shares.values()), self.problem.slowest_link(self.links, 1))
+
+    @property
+    def rounds(self) -> int:
+        """How often the ring comes by its head, besides to close; 0 for a device alone."""
+        return sum(hop.device == self.hops[0].device for hop in self.hops) - 1
 
     def goal(self, objective: Objective) -> float:
         return self.token if objective == "latency" else self.stage

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.planning.cost import visit
+from edged.planning.cost import LARGEST_TENSOR, visit
 from edged.planning.deal import Deal
 from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop
@@ -105,13 +105,14 @@ def _ways(
     used = (places > 0) & (streamed > 0) & (np.ceil(streamed / rounds) >= places)
     fits = possible & (room >= 0) & (used | ((places == 0) & (streamed == 0)))
     busy = np.broadcast_to(run, streamed.shape).copy()
-    for seconds, from_disk in zip(work, _dealt(streamed, rounds), strict=True):
+    for seconds, in_ram, from_disk in zip(work, cpu_windows, _dealt(streamed, rounds), strict=True):
         if np.isfinite(read_s):
-            waiting = seconds + (2 - from_disk) * cpu_s + (from_disk - places) * read_s
+            unhidden = in_ram // np.maximum(from_disk, 1.0) - 1 + 2 * LARGEST_TENSOR
+            waiting = unhidden * cpu_s + (from_disk - places) * read_s
             busy += np.where(from_disk > places, np.maximum(seconds, waiting), seconds)
         else:
             busy += seconds
-    disk = streamed * (np.where(places == 1, cpu_s, 0.0) + (read_s if np.isfinite(read_s) else 0.0))
+    disk = streamed * (read_s if np.isfinite(read_s) else 0.0)
     busy, disk = np.where(fits, busy, np.inf), np.where(fits, disk, np.inf)
     overhead = (rounds + (closing > 0)) * device.profile.hop_overhead_s
     stage = np.maximum(busy + overhead, disk)

@@ -38,18 +38,21 @@ class Counts:
     deals: tuple[Deal, ...]
 
 
-def best_ring(problem: Problem, objective: Objective, most_rounds: int = MOST_ROUNDS) -> RingCost | None:
-    """The best ring of two devices or more, None where there is none. All layers count as alike."""
+def best_ring(problem: Problem, objective: Objective, rounds: int | None = None) -> RingCost | None:
+    """The best ring of two devices or more, None where there is none. All layers count as alike.
+
+    rounds: so many; None for the best number up to MOST_ROUNDS.
+    """
     closing = problem.of.places[-1] - problem.of.places[-2]
     candidates = list(orders(problem))
     best: RingCost | None = None
-    for rounds in range(1, most_rounds + 1):
-        table = _ways(problem, rounds, closing)
+    for k in range(1, MOST_ROUNDS + 1) if rounds is None else (rounds,):
+        table = _ways(problem, k, closing)
         if table is None:
             break
         bound = np.inf if best is None else best.goal(objective)
         for order in candidates:
-            counts = _search(problem, table, order, rounds, closing, objective, bound)
+            counts = _search(problem, table, order, k, closing, objective, bound)
             if counts is None:
                 continue
             cost = ring_cost(problem, hops_of(problem, counts, closing))

@@ -66,7 +66,7 @@ class DeviceProfile(Document):
     device: str  # device id
     name: str
     memory_budget: int = Field(ge=0)  # bytes edged may hold: limits, cgroups and --memory respected
-    disk_free: int = Field(ge=0)  # bytes in the store's file system
+    disk_free: int = Field(ge=0)  # bytes for layers: free in the store's file system, or stored there already
     threads: int = Field(ge=1)
     bandwidth: float = Field(gt=0)  # bytes of weights read per second by a matrix-vector product
     flops: float = Field(gt=0)  # multiply-adds x 2 per second of a matrix-matrix product

@@ -7,7 +7,7 @@ from edged.planning.cost import Problem
 GIB = 2**30
 
 
-def refusal(problem: Problem, solver: str) -> str:
+def refusal(problem: Problem, solver: str, rounds: int | None = None) -> str:
     model, of = problem.model, problem.of
     profiles = [one.profile for one in problem.devices.values()]
     total = model.total_bytes
@@ -30,6 +30,13 @@ def refusal(problem: Problem, solver: str) -> str:
         return (
             f"{head.name} cannot be the head: output side and one layer take {output / GIB:.2f} GiB, "
             f"it has {head.profile.memory_budget / GIB:.2f} GiB; choose another head (--head)"
+        )
+    if rounds is not None and rounds > 1:
+        at_least = rounds * min(2, len(profiles)) + 1  # of two devices, and the closing layer
+        return (
+            f"no ring that comes by each device {rounds} times fits: it takes {at_least} layers or more (the "
+            f"model has {model.n_layers}) and {rounds * of.overhead / GIB:.2f} GiB of buffers on each "
+            f"device; try fewer --rounds"
         )
     memory = sum(profile.memory_budget for profile in profiles)
     memory += sum(0 if one.gpu_shares else one.gpu_budget for one in problem.devices.values())

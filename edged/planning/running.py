@@ -25,15 +25,18 @@ def plan_to_run(
     objective: Objective,
     n_ctx_train: int,
     epoch: int,
+    rounds: int | None = None,
 ) -> Plan:
     """The plan for `wish`, or for the longest context that goes without streaming layers from disk.
 
     Where no context does, the plan streams, with one sequence of the length wished for (or a shorter one).
+    rounds: the ring comes by each device so often, where there are several; None for the best number.
     Raises PlanError, with the numbers, where there is no ring at all.
     """
 
     def planning(company: ClusterProfile) -> Callable[[ContextOptions], Plan]:
-        return lambda context: _best(company, model, Wishes(context, objective=objective), epoch)
+        wishes = Wishes(wish, objective=objective, rounds=rounds)
+        return lambda context: _best(company, model, replace(wishes, context=context), epoch)
 
     in_memory = without_disks(cluster)
     try:
@@ -72,7 +75,7 @@ def _best(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes, epoch: i
     if wishes.objective == "throughput":
         rings.append(solve(cluster, model, replace(wishes, objective="latency")))
         balanced = _balanced(cluster, model, wishes, rings[0].problem)
-        if balanced is not None:
+        if balanced is not None and (wishes.rounds is None or balanced.rounds == wishes.rounds):
             rings.append(balanced)
     return plan_of(min(rings, key=lambda ring: request_s(ring, wishes.objective)), wishes, epoch=epoch)
 

@@ -22,8 +22,7 @@ SolverName = Literal["overlap", "halda", "even", "memory", "compute", "single"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
 
 Find = Callable[[Problem, Objective], RingCost | None]
-_RINGS: dict[SolverName, Find] = {
-    "overlap": best.best_ring,
+_OTHERS: dict[SolverName, Find] = {
     "halda": halda.best_ring,
     "even": baselines.even,
     "memory": baselines.by_memory,
@@ -43,16 +42,19 @@ class Wishes:
     objective: Objective = "latency"
     workload: Workload = TYPICAL
     any_head: bool = False  # the head is chosen too; else it is the cluster's
+    rounds: int | None = None  # how often the ring comes by each device; None: the solver chooses
 
 
 def solve(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingCost:
     """The ring that `wishes.solver` finds. Raises PlanError, with the numbers, where there is none."""
+    if wishes.rounds is not None and wishes.solver != "overlap":
+        raise PlanError(f"the solver {wishes.solver} has its own rounds; leave out --rounds, or the solver")
     found = [
         cost for headed in _headed(cluster, wishes) if (cost := _with_head(headed, model, wishes)) is not None
     ]
     if not found:
         problem = Problem(cluster, model, for_ring(wishes.context), wishes.workload)
-        raise PlanError(refusal(problem, wishes.solver))
+        raise PlanError(refusal(problem, wishes.solver, wishes.rounds))
     return min(found, key=lambda cost: cost.goal(wishes.objective))
 
 
@@ -63,8 +65,6 @@ def make_plan(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes, *, e
 
 def plan_of(ring: RingCost, wishes: Wishes, *, epoch: int = 1) -> Plan:
     problem = ring.problem
-    head = ring.hops[0].device
-    visits = sum(hop.device == head for hop in ring.hops)
     return Plan(
         epoch=epoch,
         model=problem.model.model,
@@ -73,7 +73,7 @@ def plan_of(ring: RingCost, wishes: Wishes, *, epoch: int = 1) -> Plan:
         context=problem.context,
         left_out=left_out(ring, wishes.objective),
         expected=ring.expectation(),
-        rounds=max(1, visits - 1),  # the head's last window only closes the ring
+        rounds=max(1, ring.rounds),
         solver=wishes.solver,
         objective=wishes.objective,
     )
@@ -91,12 +91,15 @@ def _with_head(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> 
     """A ring keeps its context in other chunks than a device alone."""
     alone = Problem(cluster, model, decided(wishes.context), wishes.workload)
     in_ring = Problem(cluster, model, for_ring(wishes.context), wishes.workload)
-    found = []
-    if wishes.solver in ("overlap", "single"):
+    found: list[RingCost | None] = []
+    may_be_alone = wishes.rounds is None or not best.can_share(alone)
+    if wishes.solver in ("overlap", "single") and may_be_alone:
         found.append(Windows(alone, wishes.objective).alone())
         found.append(Windows(in_ring, wishes.objective).alone())  # smaller chunks take less memory
-    if wishes.solver != "single":
-        found.append(_RINGS[wishes.solver](in_ring, wishes.objective))
+    if wishes.solver == "overlap":
+        found.append(best.best_ring(in_ring, wishes.objective, wishes.rounds))
+    elif wishes.solver != "single":
+        found.append(_OTHERS[wishes.solver](in_ring, wishes.objective))
     return min(
         (cost for cost in found if cost is not None),
         key=lambda cost: cost.goal(wishes.objective),

@@ -173,6 +173,14 @@ class Catalogue:
         self._verified[part.sha256] = state
         return path
 
+    def stored(self) -> int:
+        """Bytes of all parts on this device, whichever models they are of."""
+        found = 0
+        for path in self._parts.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # removed a moment ago
+                found += path.stat().st_size
+        return found
+
     def new_part(self) -> PartFile:
         """A scratch file for a part; give it to `adopt`, and close it in any case."""
         with self.lock:

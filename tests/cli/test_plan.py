@@ -37,6 +37,19 @@ def test_json_has_what_programs_need(capsys: pytest.CaptureFixture[str]) -> None
     assert in_ring | {out["device"] for out in plan["left_out"]} == {"mini-1", "mini-2", "pi"}
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+@pytest.mark.parametrize("model", ["llama-3.2-3b", "smollm2-135m"])
+def test_rounds_may_be_given(model: str, rounds: int, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [*SMALL, "--model", model, "--rounds", str(rounds), "--json"]
+    plan = json.loads(run(capsys, *args)[1])
+    assert plan["rounds"] == rounds
+    ring = [hop["device"] for hop in plan["ring"]]
+    assert len(set(ring)) > 1
+    assert {device: ring.count(device) for device in ring} == {
+        device: rounds + (device == ring[0]) for device in ring
+    }
+
+
 def test_text_names_devices_and_says_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["plan", "--cluster", "pi-and-minis", "--model", "qwen3-32b", "--parallel", "1", "--ctx", "1024"]
     code, out, _ = run(capsys, *args, "--solver", "memory")
@@ -70,6 +83,11 @@ def test_the_plot_is_a_picture_of_every_device(tmp_path: Path, capsys: pytest.Ca
         (
             ("--cluster", "pi-and-minis", "--model", "qwen3-8b", "--ctx", "64", "--prompt", "99"),
             "--prompt 99",
+        ),
+        (("--cluster", "pi-and-minis", "--model", "llama-3.2-3b", "--rounds", "20"), "fewer --rounds"),
+        (
+            ("--cluster", "pi-and-minis", "--model", "qwen3-8b", "--solver", "halda", "--rounds", "2"),
+            "leave out --rounds",
         ),
         (("--cluster", "pi-and-minis", "--model", "qwen3-8b", "--plot", "ring.png"), "ends in .svg"),
     ],

@@ -62,6 +62,7 @@ def test_every_setting_has_a_variable() -> None:
         "EDGED_FLASH_ATTENTION": "ON",
         "EDGED_WIRE_TYPE": "q8",
         "EDGED_OBJECTIVE": "latency",
+        "EDGED_ROUNDS": "2",
         "EDGED_RESIDENCY": "off",
         "EDGED_LOG_LEVEL": "debug",
     }
@@ -70,7 +71,7 @@ def test_every_setting_has_a_variable() -> None:
     assert settings.http == HostPort("::", 0)
     assert settings.peer == HostPort("nuc.lan", 7411)
     assert settings.memory == 3 * 2**29
-    assert (settings.ctx_for(512), settings.flash_attention) == (1024, "on")
+    assert (settings.ctx_for(512), settings.flash_attention, settings.rounds) == (1024, "on", 2)
     assert "0123456789" not in repr(settings)
     assert "token" not in repr(settings)
 
@@ -89,6 +90,7 @@ def test_every_setting_has_a_variable() -> None:
         ("EDGED_PARALLEL", "65"),
         ("EDGED_CTX", "8"),
         ("EDGED_THREADS", "0"),
+        ("EDGED_ROUNDS", "0"),
         ("EDGED_KV_TYPE", "f17"),
         ("EDGED_FLASH_ATTENTION", "maybe"),
         ("EDGED_WIRE_TYPE", "f64"),

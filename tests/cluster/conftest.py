@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def household(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Househo
     monkeypatch.setattr("edged.cluster.coordinator.SETTLE_S", 0.01)
     made: list[Household] = []
 
-    def make(*names: str, **kwargs: int) -> Household:
+    def make(*names: str, **kwargs: Any) -> Household:
         made.append(Household(*names, **kwargs))
         made[-1].coordinator.start()
         return made[-1]

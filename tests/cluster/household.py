@@ -13,7 +13,7 @@ from edged.errors import (
     EdgedError,
     PeerLostError,
 )
-from edged.planning.plan import ContextOptions, Plan
+from edged.planning.plan import ContextOptions, Objective, Plan
 from edged.planning.profile import DeviceProfile
 from edged.rpc.messages import Progress
 from edged.store.manifest import Manifest, Part, TensorEntry
@@ -134,7 +134,7 @@ class FakeHead:
 class Household:
     """Head `h` and whoever is in `members`."""
 
-    def __init__(self, *names: str, memory: int = 4096 * MIB) -> None:
+    def __init__(self, *names: str, memory: int = 4096 * MIB, objective: Objective = "throughput") -> None:
         self.head = FakeHead()
         self.devices = {name: Device(name) for name in ("h", *names)}
         self.members = list(names)
@@ -153,7 +153,7 @@ class Household:
             local=self.devices["h"],
             dial=lambda peer: self.devices[peer.device],  # type: ignore[arg-type, return-value]
             head=self.head,
-            planner=RingPlanner(lambda: profile("h", self.memory), tuple, self.wish, "throughput"),
+            planner=RingPlanner(lambda: profile("h", self.memory), tuple, self.wish, objective),
             last_epoch=lambda: 0,
             say=self.said.append,
         )

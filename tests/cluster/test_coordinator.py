@@ -54,6 +54,18 @@ def test_whoever_joins_is_used_in_the_next_epoch(household: Callable[..., Househ
     assert plan.epoch == 2
 
 
+def test_status_says_why_a_newcomer_is_left_out(household: Callable[..., Household]) -> None:
+    home = household(objective="latency")
+    home.coordinator.ensure(manifest())
+    for names in (["a"], ["a", "b"], ["b"]):
+        home.members = names
+        home.settle()
+        plan = home.coordinator.state.plan
+        assert plan is not None and (plan.epoch, plan.devices) == (1, ("h",))
+        assert [out.device for out in plan.left_out] == names
+        assert all("faster without it" in out.reason for out in plan.left_out)
+
+
 def test_nothing_is_switched_if_the_ring_stays_the_same(household: Callable[..., Household]) -> None:
     home = household("a")
     home.coordinator.ensure(manifest())

@@ -78,6 +78,18 @@ def test_a_profile_has_what_was_measured(machine: Machine, tmp_path: Path) -> No
     )
 
 
+def test_what_is_stored_already_needs_no_more_disk(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.devices = (CPU,)
+    monkeypatch.setattr(local_device.shutil, "disk_usage", lambda _: SimpleNamespace(free=7))
+    measured = measure(1, None, tmp_path)
+    device = profile(
+        device="id", name="nuc", home=tmp_path, threads=1, measured=measured, cap=None, held=0, stored=GIB
+    )
+    assert device.disk_free == GIB + 7
+
+
 def test_an_integrated_gpu_has_no_memory_of_its_own(machine: Machine, tmp_path: Path) -> None:
     machine.devices = (CPU, GgmlDevice("Vulkan0", "Iris", "igpu", 8 * GIB, 8 * GIB))
     measured = measure(1, None, tmp_path)

@@ -100,14 +100,16 @@ def _layer(rng: random.Random) -> LayerProfile:
     return LayerProfile(groups=(group,), kv_bytes_per_token=rng.randint(0, 4096))
 
 
-def brute_force(problem: Problem, objective: Objective, rounds: Sequence[int]) -> float | None:
+def brute_force(
+    problem: Problem, objective: Objective, rounds: Sequence[int], alone: bool = True
+) -> float | None:
     """The best goal of all rings: every order, every deal of layers, GPU, streaming and buffer."""
-    return min((cost.goal(objective) for cost in _rings(problem, rounds)), default=None)
+    return min((cost.goal(objective) for cost in _rings(problem, rounds, alone)), default=None)
 
 
-def _rings(problem: Problem, rounds: Sequence[int]) -> Iterator[RingCost]:
+def _rings(problem: Problem, rounds: Sequence[int], alone: bool) -> Iterator[RingCost]:
     n, places, head = problem.model.n_layers, problem.of.places, problem.head
-    for _, hops in _holdings(problem, head, ((0, n),), None):
+    for _, hops in _holdings(problem, head, ((0, n),), None) if alone else ():
         yield ring_cost(problem, hops)
     if len(places) < 3:
         return

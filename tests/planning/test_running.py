@@ -60,6 +60,17 @@ def test_many_requests_want_everybody_and_one_stream_the_quickest() -> None:
     assert {out.device for out in alone.left_out} == {"b", "c"}
 
 
+def test_rounds_are_kept_to_where_there_is_a_ring() -> None:
+    for objective in ("throughput", "latency"):
+        for rounds in (1, 2):
+            home = cluster(device("a"), device("b"))
+            plan = plan_to_run(home, model(), WISH, objective, 8192, 1, rounds)
+            assert (plan.rounds, len(plan.hops)) == (rounds, 2 * rounds + 1)
+        assert len(plan_to_run(cluster(device("a")), model(), WISH, objective, 8192, 1, 2).hops) == 1
+    with pytest.raises(PlanError, match="comes by each device 12 times"):
+        plan_to_run(cluster(device("a"), device("b")), model(), WISH, "latency", 8192, 1, 12)
+
+
 def test_a_shorter_context_comes_before_streaming_and_streaming_before_refusal() -> None:
     tight = cluster(device("a", memory=1150, disk=1e9))
     plan = plan_to_run(tight, model(), WISH, "throughput", 8192, 1)

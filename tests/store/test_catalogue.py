@@ -60,6 +60,16 @@ def test_removing_keeps_what_another_model_shares(small: tuple[Catalogue, Manife
     assert catalogue.models() == ()
 
 
+def test_what_is_stored_follows_the_parts(small: tuple[Catalogue, Manifest], tmp_path: Path) -> None:
+    catalogue, manifest = small
+    assert catalogue.stored() == catalogue.held(manifest) == sum(part.size for part in manifest.parts)
+    mine = manifest.parts_for(2, 4)
+    Catalogue(tmp_path).keep_only(manifest, mine)  # as another process does
+    assert catalogue.stored() == sum(part.size for part in mine)
+    catalogue.remove(manifest.name)
+    assert catalogue.stored() == 0
+
+
 def test_images_go_with_their_layers(small: tuple[Catalogue, Manifest]) -> None:
     catalogue, manifest = small
     images = [
