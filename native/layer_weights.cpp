@@ -46,7 +46,9 @@ LayerWeights::LayerWeights(std::vector<Weight*> weights, const std::string& imag
     : weights_(std::move(weights)),
       image_(image_stem + "-" + hexadecimal(layout_of(weights_)) + ".image", layout_of(weights_),
              parts_of(weights_)),
-      parts_(parts_of(weights_)) {
+      parts_(parts_of(weights_)),
+      home_(weights_.size(), false),
+      are_locked_(weights_.size(), false) {
     for (const ImagePart& part : parts_) bytes_ += part.length;
 }
 
@@ -61,9 +63,16 @@ void LayerWeights::settle(Pages& pages, uint64_t offset) {
     offset_ = offset;
 }
 
-void LayerWeights::fill(ComposedFile& file) {
+LayerWeights::Parts LayerWeights::missing(const Parts& parts) const {
+    Parts found = parts;
+    for (size_t i = 0; i < found.size(); ++i) found[i] = parts[i] && !home_[i];
+    return found;
+}
+
+void LayerWeights::fill(ComposedFile& file, const Parts& parts) {
     std::vector<char> staged;
     for (size_t i = 0; i < weights_.size(); ++i) {
+        if (!parts[i]) continue;
         const Weight& weight = *weights_[i];
         // A copy: the tensor itself may be pointed elsewhere, by a run that is using it.
         ggml_tensor tensor = *weight.tensor;
@@ -78,61 +87,82 @@ void LayerWeights::fill(ComposedFile& file) {
     }
 }
 
-void LayerWeights::bring_home(ComposedFile& file) {
-    if (at_home_) return;
-    try {
-        fill(file);
-    } catch (const WindowFailure&) {
-        pages_->drop(offset_, bytes_);
-        throw;
+void LayerWeights::drop(const Parts& parts) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+        if (parts[i]) pages_->drop(offset_ + parts_[i].offset, parts_[i].length);
     }
-    at_home_ = true;
-    point_home();
 }
 
-bool LayerWeights::bring_home_from_image() {
-    if (at_home_) return true;
+void LayerWeights::arrived(const Parts& parts) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+        if (!parts[i]) continue;
+        home_[i] = true;
+        home_bytes_ += parts_[i].length;
+        weights_[i]->tensor->data = home() + parts_[i].offset;
+    }
+}
+
+void LayerWeights::bring_home(ComposedFile& file, const Parts& parts) {
+    const Parts wanted = missing(parts);
+    try {
+        fill(file, wanted);
+    } catch (const WindowFailure&) {
+        drop(wanted);
+        throw;
+    }
+    arrived(wanted);
+}
+
+bool LayerWeights::bring_home_from_image(const Parts& parts) {
+    const Parts wanted = missing(parts);
+    if (std::find(wanted.begin(), wanted.end(), true) == wanted.end()) return true;
     if (!image_.open()) return false;
     try {
         for (size_t i = 0; i < parts_.size(); ++i) {
+            if (!wanted[i]) continue;
             image_.read(i, 0, home() + parts_[i].offset, parts_[i].length);
             image_.check(i, home() + parts_[i].offset);
         }
     } catch (const WindowFailure&) {
-        pages_->drop(offset_, bytes_);
+        drop(wanted);
         return false;
     }
-    at_home_ = true;
-    point_home();
+    arrived(wanted);
     return true;
 }
 
 void LayerWeights::make_image(ComposedFile& file) {
-    if (at_home_) {
-        image_.write(home());
-        return;
-    }
+    const Parts borrowed = missing(all());
     try {
-        fill(file);
+        fill(file, borrowed);
         image_.write(home());
     } catch (const WindowFailure&) {
-        pages_->drop(offset_, bytes_);
+        drop(borrowed);
         throw;
     }
-    pages_->drop(offset_, bytes_);
+    drop(borrowed);
 }
 
-void LayerWeights::leave_home() {
-    if (locked_ > 0) pages_->unlock(offset_, bytes_);
-    locked_ = 0;
-    pages_->drop(offset_, bytes_);
-    at_home_ = false;
+void LayerWeights::leave_home(const Parts& kept) {
+    for (size_t i = 0; i < parts_.size(); ++i) {
+        if (kept[i] || !home_[i]) continue;
+        if (are_locked_[i]) {
+            pages_->unlock(offset_ + parts_[i].offset, parts_[i].length);
+            locked_ -= parts_[i].length;
+        }
+        pages_->drop(offset_ + parts_[i].offset, parts_[i].length);
+        are_locked_[i] = home_[i] = false;
+        home_bytes_ -= parts_[i].length;
+    }
 }
 
-bool LayerWeights::lock() {
-    if (!pages_->lock(offset_, bytes_)) return false;
-    locked_ = bytes_;
-    return true;
+void LayerWeights::lock() {
+    for (size_t i = 0; i < parts_.size(); ++i) {
+        if (!home_[i] || are_locked_[i]) continue;
+        if (!pages_->lock(offset_ + parts_[i].offset, parts_[i].length)) return;
+        are_locked_[i] = true;
+        locked_ += parts_[i].length;
+    }
 }
 
 void LayerWeights::point_home() {

@@ -1,4 +1,4 @@
-// One layer's weights: at home in memory, or as an image on disk.
+// One layer's weights, each of them at home in memory or in an image on disk.
 #pragma once
 
 #include <cstdint>
@@ -22,26 +22,36 @@ class LayerWeights {
     const std::vector<Weight*>& weights() const { return weights_; }
     size_t part_of(const ggml_tensor* tensor) const;
     ImageFile& image() { return image_; }
-    bool at_home() const { return at_home_; }
+    // Whether all of them are at home, or the weight `part`; and how many bytes are.
+    bool at_home() const { return home_bytes_ == bytes_; }
+    bool at_home(size_t part) const { return home_[part]; }
+    uint64_t home_bytes() const { return home_bytes_; }
     uint64_t locked() const { return locked_; }
 
     // Where the layer is when it is at home: `bytes()` at `offset`.
     void settle(Pages& pages, uint64_t offset);
-    // Reads it from the model's files and lays it out. Throws WindowFailure.
-    void bring_home(ComposedFile& file);
+    // Of each weight, whether it is meant.
+    using Parts = std::vector<bool>;
+    Parts all() const { return Parts(weights_.size(), true); }
+
+    // Reads `parts` from the model's files and lays them out. Throws WindowFailure.
+    void bring_home(ComposedFile& file, const Parts& parts);
     // The same from the image; false if there is none that is sound.
-    bool bring_home_from_image();
-    // Writes the image, from home or, where it is not there, from the model's files. Throws WindowFailure.
+    bool bring_home_from_image(const Parts& parts);
+    // Writes the image, from home and, what is not there, from the model's files. Throws WindowFailure.
     void make_image(ComposedFile& file);
-    // Gives its memory back.
-    void leave_home();
-    // Locks it in memory; false where this process may not.
-    bool lock();
+    // Gives the memory of all but `kept` back.
+    void leave_home(const Parts& kept);
+    // Locks what is at home in memory, as far as this process may.
+    void lock();
     // Lets every tensor point home.
     void point_home();
 
   private:
-    void fill(ComposedFile& file);
+    Parts missing(const Parts& parts) const;
+    void fill(ComposedFile& file, const Parts& parts);
+    void drop(const Parts& parts);
+    void arrived(const Parts& parts);
     char* home() const { return pages_->data() + offset_; }
 
     std::vector<Weight*> weights_;
@@ -50,7 +60,9 @@ class LayerWeights {
     std::vector<ImagePart> parts_;
     Pages* pages_ = nullptr;
     uint64_t offset_ = 0;
-    bool at_home_ = false;
+    Parts home_;
+    Parts are_locked_;
+    uint64_t home_bytes_ = 0;
     uint64_t locked_ = 0;
 };
 

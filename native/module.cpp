@@ -26,8 +26,8 @@ using edged::WindowFailure;
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using SegmentTuple = std::tuple<uint64_t, uint64_t, std::optional<std::string>, uint64_t>;
-using ResidencyTuple =
-    std::tuple<std::shared_ptr<edged::Streamer>, std::string, std::vector<std::string>, std::vector<int64_t>>;
+using ResidencyTuple = std::tuple<std::shared_ptr<edged::Streamer>, std::string, std::vector<std::string>,
+                                  std::vector<int64_t>, uint64_t>;
 using EmbeddingTuple = std::tuple<std::string, uint64_t, int, int64_t, int64_t>;
 using TapTuple = std::tuple<std::string, std::string, std::string, int64_t, int64_t>;
 using FactorTuple = std::tuple<std::string, float, float>;
@@ -122,8 +122,8 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
     edged::WindowOptions options{n_ctx,   n_seq_max,       n_ubatch,     n_threads, n_threads,
                                  kv_type, flash_attention, n_gpu_layers, rehearsal, std::nullopt};
     if (residency) {
-        const auto& [streamer, images, keys, streamed] = *residency;
-        options.residency = edged::ResidencyOptions{streamer, images, keys, streamed};
+        const auto& [streamer, images, keys, streamed, spare] = *residency;
+        options.residency = edged::ResidencyOptions{streamer, images, keys, streamed, spare};
     }
 
     // An exception in the callback ends the load and is raised once llama.cpp has cleaned up.
@@ -202,7 +202,7 @@ NB_MODULE(_native, m) {
                          return std::make_tuple(bytes.resident, bytes.locked, bytes.streamed);
                      })
         .def_prop_ro("streamed", &edged::Window::streamed)
-        .def("stream", &edged::Window::stream, "layers"_a, unlocked)
+        .def("stream", &edged::Window::stream, "layers"_a, "spare"_a, unlocked)
         .def("run", run<&edged::Window::run>, "seq_ids"_a.noconvert(), "positions"_a.noconvert(),
              "outputs"_a.noconvert(), "inputs"_a.noconvert())
         .def("run_last", run<&edged::Window::run_last>, "seq_ids"_a.noconvert(), "positions"_a.noconvert(),

@@ -1,7 +1,9 @@
 #include "residency.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <map>
+#include <utility>
 
 #include "error.hpp"
 
@@ -62,7 +64,7 @@ void Residency::load(const llama_model* model, const std::function<bool(float)>&
         layer.experts->settle(pages_, at);
         at += layer.experts->weights().bytes();
     }
-    put_up(checked(options_.streamed), report);
+    put_up(checked(options_.streamed), options_.spare, report);
 }
 
 void Residency::add_layer(std::vector<Weight*> weights, const std::string& image_stem) {
@@ -87,30 +89,59 @@ void Residency::add_layer(std::vector<Weight*> weights, const std::string& image
     layers_.push_back(std::move(layer));
 }
 
-void Residency::send_out(Layer& layer, const Files& files) {
+void Residency::send_out(Layer& layer, const LayerWeights::Parts& kept, const Files& files) {
     LayerWeights& out = layer.streamable();
     if (!out.image().open()) out.make_image(files());
-    if (out.at_home()) out.leave_home();
+    out.leave_home(kept);
     if (!layer.experts) {
-        for (Weight* weight : out.weights()) weight->tensor->data = nothing_.data();
+        for (size_t i = 0; i < out.weights().size(); ++i) {
+            if (!out.at_home(i)) out.weights()[i]->tensor->data = nothing_.data();
+        }
         return;
     }
     if (!layer.experts->in_cache()) layer.experts->enter_cache();
     if (layer.dense->at_home()) return;
-    layer.dense->bring_home(files());
+    layer.dense->bring_home(files(), layer.dense->all());
     if (options_.lock) layer.dense->lock();
 }
 
-void Residency::call_in(Layer& layer, const Files& files) {
-    if (layer.experts) layer.experts->leave_cache();
-    for (LayerWeights* in : {layer.dense.get(), &layer.streamable()}) {
-        if (in->at_home()) continue;
-        if (!in->bring_home_from_image()) in->bring_home(files());
-        if (options_.lock) in->lock();
-    }
+void Residency::call_in(LayerWeights& weights, const LayerWeights::Parts& parts, const Files& files) {
+    if (!weights.bring_home_from_image(parts)) weights.bring_home(files(), parts);
+    if (options_.lock) weights.lock();
 }
 
-void Residency::put_up(const std::set<int64_t>& wanted, const std::function<bool(float)>& report) {
+// Which tensors of the streamed layers stay in memory: the largest of which one fits, evenly spread over the
+// layers, so that what is left to read comes evenly too; then the next smaller ones. Experts have their
+// cache.
+std::vector<LayerWeights::Parts> Residency::kept_of(const std::set<int64_t>& streamed, uint64_t spare) const {
+    std::vector<LayerWeights::Parts> kept;
+    for (const Layer& layer : layers_) {
+        const LayerWeights& out = layer.experts ? layer.experts->weights() : *layer.dense;
+        kept.emplace_back(out.weights().size(), false);
+    }
+    std::map<uint64_t, std::vector<std::pair<size_t, size_t>>, std::greater<>> by_size;
+    for (const int64_t number : streamed) {
+        const Layer& layer = layers_[static_cast<size_t>(number)];
+        if (layer.experts) continue;
+        for (size_t part = 0; part < layer.dense->weights().size(); ++part) {
+            const uint64_t bytes = whole_pages(layer.dense->weights()[part]->memory_bytes);
+            by_size[bytes].emplace_back(static_cast<size_t>(number), part);
+        }
+    }
+    for (const auto& [bytes, places] : by_size) {
+        const uint64_t count = std::min<uint64_t>(places.size(), spare / bytes);
+        for (uint64_t i = 0; i < count; ++i) {
+            const auto& [layer, part] = places[(i + 1) * places.size() / count - 1];
+            kept[layer][part] = true;
+        }
+        spare -= count * bytes;
+    }
+    return kept;
+}
+
+void Residency::put_up(const std::set<int64_t>& wanted, uint64_t spare,
+                       const std::function<bool(float)>& report) {
+    const std::vector<LayerWeights::Parts> kept = kept_of(wanted, spare);
     std::unique_ptr<ComposedFile> file;
     const Files files = [&]() -> ComposedFile& {
         if (!file) file = std::make_unique<ComposedFile>(make_file_());
@@ -119,13 +150,20 @@ void Residency::put_up(const std::set<int64_t>& wanted, const std::function<bool
     // First out, then in: at no moment is there more in memory than before or after.
     for (const bool out : {true, false}) {
         for (size_t i = 0; i < layers_.size(); ++i) {
-            if ((wanted.count(static_cast<int64_t>(i)) > 0) != out) continue;
+            Layer& layer = layers_[i];
+            const bool streamed = wanted.count(static_cast<int64_t>(i)) > 0;
+            if (out && !streamed) continue;
             const float done = static_cast<float>(i) / static_cast<float>(layers_.size());
             if (report && !report(done)) throw WindowFailure("given up");
             if (out) {
-                send_out(layers_[i], files);
+                send_out(layer, kept[i], files);
+            } else if (streamed) {
+                call_in(layer.streamable(), kept[i], files);
             } else {
-                call_in(layers_[i], files);
+                if (layer.experts) layer.experts->leave_cache();
+                for (LayerWeights* in : {layer.dense.get(), &layer.streamable()}) {
+                    call_in(*in, in->all(), files);
+                }
             }
         }
     }
@@ -139,11 +177,11 @@ void Residency::put_up(const std::set<int64_t>& wanted, const std::function<bool
     streamed_ = wanted;
 }
 
-void Residency::stream(const std::vector<int64_t>& layers) {
+void Residency::stream(const std::vector<int64_t>& layers, uint64_t spare) {
     const std::set<int64_t> wanted = checked(layers);
     options_.streamer->set_units(this, order_, {}, 0);
     try {
-        put_up(wanted, {});
+        put_up(wanted, spare, {});
     } catch (const WindowFailure&) {
         streamed_.clear();
         for (size_t i = 0; i < layers_.size(); ++i) {
@@ -158,7 +196,8 @@ void Residency::stream(const std::vector<int64_t>& layers) {
 ResidencyBytes Residency::bytes() const {
     ResidencyBytes sum;
     const auto add = [&](const LayerWeights& weights) {
-        (weights.at_home() ? sum.resident : sum.streamed) += weights.bytes();
+        sum.resident += weights.home_bytes();
+        sum.streamed += weights.bytes() - weights.home_bytes();
         sum.locked += weights.locked();
     };
     for (const Layer& layer : layers_) {
@@ -198,8 +237,8 @@ void Residency::make_units() {
     std::vector<std::unique_ptr<Unit>> units;
     for (const ggml_tensor* weight : in_order) {
         LayerWeights* layer = layer_of_.at(weight);
-        if (layer->at_home() || experts_of_.count(weight) > 0) continue;
         const size_t part = layer->part_of(weight);
+        if (layer->at_home(part) || experts_of_.count(weight) > 0) continue;
         const uint64_t bytes = layer->image().part(part).length;
         if (units.empty() || units.back()->layer != layer || units.back()->bytes + bytes > slot_bytes_) {
             units.push_back(std::make_unique<Unit>());

@@ -1,4 +1,5 @@
-// Which layers of a window are in memory and which are streamed, and the streaming during a run.
+// Which layers of a window are in memory and which are streamed, and the streaming during a run. Of the
+// streamed layers single tensors stay in memory where there is some to spare.
 //
 // llama.cpp asks the eval callback about every node of a graph before it computes, and stops after a node
 // where the answer is yes. When it asks about a node that uses a streamed weight, the answer waits until the
@@ -32,11 +33,12 @@ struct ResidencyOptions {
     std::string images;             // directory
     std::vector<std::string> keys;  // per layer: a name that changes with its content
     std::vector<int64_t> streamed;  // layers, counted from the window's first
+    uint64_t spare = 0;             // bytes that tensors of these may take for good
     bool lock = true;
 };
 
 struct ResidencyBytes {
-    uint64_t resident = 0;  // weights of whole layers in memory
+    uint64_t resident = 0;  // weights that stay in memory
     uint64_t locked = 0;    // of these, what the system promised to keep there
     uint64_t streamed = 0;  // read for every run
 };
@@ -58,9 +60,9 @@ class Residency {
     // Brings the layers of the loaded window to where they belong; `report` gets the share done, and returns
     // false to give up. Throws WindowFailure.
     void load(const llama_model* model, const std::function<bool(float)>& report);
-    // Changes which layers are streamed; no run may be in progress. Throws WindowFailure, and then everything
-    // that can be computed before can be computed still.
-    void stream(const std::vector<int64_t>& layers);
+    // Changes which layers are streamed, and how many bytes of them stay; no run may be in progress. Throws
+    // WindowFailure, and then everything that can be computed before can be computed still.
+    void stream(const std::vector<int64_t>& layers, uint64_t spare);
 
     // Until `end_survey`: learn from the graph in which order it uses which weights.
     void begin_survey();
@@ -101,8 +103,9 @@ class Residency {
     using Files = std::function<ComposedFile&()>;  // the model's, opened when they are needed
 
     void add_layer(std::vector<Weight*> weights, const std::string& image_stem);
-    void send_out(Layer& layer, const Files& files);
-    void call_in(Layer& layer, const Files& files);
+    void send_out(Layer& layer, const LayerWeights::Parts& kept, const Files& files);
+    void call_in(LayerWeights& weights, const LayerWeights::Parts& parts, const Files& files);
+    std::vector<LayerWeights::Parts> kept_of(const std::set<int64_t>& streamed, uint64_t spare) const;
     void use(const ggml_tensor* weight);
     void use_experts(LayerExperts& experts, const ggml_tensor* node);
     const void* group_of(const ggml_tensor* weight) const;
@@ -111,7 +114,7 @@ class Residency {
     void let_go(bool all);
     void make_units();
     void find_stops();
-    void put_up(const std::set<int64_t>& wanted, const std::function<bool(float)>& report);
+    void put_up(const std::set<int64_t>& wanted, uint64_t spare, const std::function<bool(float)>& report);
     std::set<int64_t> checked(const std::vector<int64_t>& layers) const;
 
     const ResidencyOptions options_;

@@ -291,13 +291,13 @@ void Window::cancel() {
     if (options_.residency) options_.residency->streamer->wake();
 }
 
-void Window::stream(const std::vector<int64_t>& layers) {
+void Window::stream(const std::vector<int64_t>& layers, uint64_t spare) {
     const std::lock_guard guard(lock_);
     check_open();
     if (!residency_ && layers.empty()) return;
     if (!residency_) throw WindowFailure("the window was loaded to stay in memory as a whole");
     try {
-        residency_->stream(layers);
+        residency_->stream(layers, spare);
     } catch (const WindowFailure&) {
         note_residency();
         throw;

@@ -103,7 +103,7 @@ class Window {
     // Makes the run in progress, if any, end with an error. From any thread.
     void cancel();
     // Changes which layers (counted from the window's first) are read for every run; results stay the same.
-    void stream(const std::vector<int64_t>& layers);
+    void stream(const std::vector<int64_t>& layers, uint64_t spare);
     // Frees everything; idempotent. Cancels a run in progress and waits for its end.
     void close();
 

@@ -37,7 +37,7 @@ class Window:
         kv_type: str,
         flash_attention: str,
         n_gpu_layers: int,
-        residency: tuple[Streamer, str, list[str], list[int]] | None,
+        residency: tuple[Streamer, str, list[str], list[int], int] | None,
         progress: Callable[[float], None] | None,
         rehearsal: bool = False,
     ) -> None: ...
@@ -53,7 +53,7 @@ class Window:
     def residency(self) -> tuple[int, int, int]: ...
     @property
     def streamed(self) -> list[int]: ...
-    def stream(self, layers: list[int]) -> None: ...
+    def stream(self, layers: list[int], spare: int) -> None: ...
     def run(
         self,
         seq_ids: npt.NDArray[np.int32],

@@ -128,8 +128,10 @@ class FakeWindow:
     def cancel(self) -> None:
         """A run takes no time here."""
 
-    def stream(self, layers: Sequence[int]) -> None:
+    def stream(self, layers: Sequence[int], spare: int = 0) -> None:
         """Nothing is on disk here; only the numbers are looked at."""
+        if spare < 0:
+            raise WindowError("no window can keep less than nothing in memory")
         for layer in layers:
             if not 0 <= layer < len(self._open()):
                 raise WindowError(f"the window has no layer {layer} to be streamed")

@@ -200,14 +200,15 @@ class NativeWindow:
         """The layers that are read for every run, counted from the window's first."""
         return tuple(self._window.streamed)
 
-    def stream(self, layers: Sequence[int]) -> None:
+    def stream(self, layers: Sequence[int], spare: int = 0) -> None:
         """Changes which layers are streamed; what the window computes stays the same.
 
-        Waits for the run in progress. Raises WindowError where a layer cannot be written to or read from the
-        disk; the window goes on with the layers that it could place.
+        `spare`: bytes that tensors of these layers may take for good. Waits for the run in progress. Raises
+        WindowError where a layer cannot be written to or read from the disk; the window goes on with the
+        layers that it could place.
         """
         try:
-            self._window.stream(list(layers))
+            self._window.stream(list(layers), spare)
         finally:
             _pass_on_log()
 

@@ -62,6 +62,7 @@ class Placing:
     gpu_layers: how many are on a GPU.
     streamed:   the layers that are streamed, counted from the window's first.
     read_ahead: bytes that this device may hold for streamed layers, of all its windows together.
+    spare:      bytes that tensors of this window's streamed layers may take for good.
     keys:       as in `Residency`.
     """
 
@@ -69,6 +70,7 @@ class Placing:
     gpu_layers: int = 0
     streamed: tuple[int, ...] = ()
     read_ahead: int = 0
+    spare: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,15 @@ class Residency:
     images:   a directory for images.
     keys:     the beginning of the image's file name for each layer of the window; it tells the weights.
     streamed: the layers that are streamed, counted from the window's first.
+    spare:    bytes that tensors of these may take for good.
     """
 
     streamer: Streamer
     images: Path
     keys: tuple[str, ...]
     streamed: tuple[int, ...]
+    spare: int = 0
 
-    def native(self) -> tuple[_native.Streamer, str, list[str], list[int]]:
+    def native(self) -> tuple[_native.Streamer, str, list[str], list[int], int]:
         """As the native module takes it."""
-        return self.streamer._streamer, str(self.images), list(self.keys), list(self.streamed)
+        return self.streamer._streamer, str(self.images), list(self.keys), list(self.streamed), self.spare

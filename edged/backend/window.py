@@ -95,10 +95,11 @@ class Window(Protocol):
         """Make the run in progress, if any, end with WindowError. From any thread."""
         ...
 
-    def stream(self, layers: Sequence[int]) -> None:
+    def stream(self, layers: Sequence[int], spare: int = 0) -> None:
         """Change which layers (counted from the window's first) are read from disk for every run.
 
-        Results stay the same. Raises WindowError where a layer can be neither kept nor read.
+        `spare`: bytes of them that may stay in memory nevertheless. Results stay the same. Raises
+        WindowError where a layer can be neither kept nor read.
         """
         ...
 

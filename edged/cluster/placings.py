@@ -1,28 +1,78 @@
-"""Where a plan wants the layers of a device's windows: on the GPU, in memory, or streamed from disk."""
+"""Where a plan wants the layers of a device's windows: on the GPU, in memory, or streamed from disk.
+
+A plan counts in whole layers. Here its bytes are put to better use: the read-ahead gets two tensors, one to
+compute with while the other comes, and tensors of the streamed layers stay in what the plan has for it beyond
+that and in what the plan leaves of the device's memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edged.backend.residency import Placing
-from edged.planning.plan import Plan
+from edged.planning.plan import Hop, Plan
 from edged.planning.streamed import spread
 from edged.store.manifest import Manifest
+
+PAGE = 4096  # bytes: what is read begins and ends on one
+SLOTS = 2  # of the largest tensor
+LEAST_AHEAD = 4  # a layer by so much is read ahead in any case
 
 
 def placings_of(plan: Plan, device: str, manifest: Manifest) -> dict[int, Placing]:
     """By place in the ring. An image of a streamed layer is named by the content of the layer's part."""
-    read_ahead = 0
-    for index in plan.hops_of(device):
-        hop = plan.hops[index]
-        if hop.streamed:
-            largest = max(manifest.layer(layer).weight_bytes for layer in range(hop.first, hop.last))
-            read_ahead = max(read_ahead, hop.read_ahead * largest)
+    hops = [plan.hops[index] for index in plan.hops_of(device)]
+    read_ahead, spare = _buffers(plan, device, hops, manifest)
+    streamed = sum(_streamed_bytes(hop, manifest) for hop in hops)
     return {
         index: Placing(
             keys=tuple(manifest.layer(layer).sha256 for layer in range(hop.first, hop.last)),
             gpu_layers=hop.gpu_layers,
             streamed=spread(hop.n_layers, hop.streamed),
             read_ahead=read_ahead,
+            spare=spare * _streamed_bytes(hop, manifest) // max(1, streamed),
         )
-        for index in plan.hops_of(device)
-        for hop in [plan.hops[index]]
+        for index, hop in zip(plan.hops_of(device), hops, strict=True)
     }
+
+
+def _buffers(plan: Plan, device: str, hops: Sequence[Hop], manifest: Manifest) -> tuple[int, int]:
+    """Bytes for reading ahead, and for tensors of streamed layers that stay. Both of all windows together."""
+    parts = [manifest.layer(layer) for hop in hops if hop.streamed for layer in range(hop.first, hop.last)]
+    planned = max(
+        (
+            hop.read_ahead * manifest.layer(layer).weight_bytes
+            for hop in hops
+            if hop.streamed
+            for layer in range(hop.first, hop.last)
+        ),
+        default=0,
+    )
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    if not planned or any("_exps." in tensor.name for tensor in tensors):
+        return planned, 0  # experts share the buffer, as a cache
+    largest = max(-(-tensor.nbytes // PAGE) * PAGE for tensor in tensors)
+    quarter = max(part.weight_bytes for part in parts) // LEAST_AHEAD
+    read_ahead = min(planned, max(SLOTS * largest, quarter))
+    return read_ahead, max(0, planned - read_ahead + _left(plan, device) + _fewer(hops, manifest))
+
+
+def _left(plan: Plan, device: str) -> int:
+    """Bytes of the device's memory that the plan does not use."""
+    devices = plan.expected.devices if plan.expected is not None else ()
+    return sum(max(0, one.memory_left) for one in devices if one.device == device)
+
+
+def _fewer(hops: Sequence[Hop], manifest: Manifest) -> int:
+    """Negative: bytes by which more is resident than a plan counts that streams the last layers of a hop."""
+    planned = sum(
+        manifest.layer(layer).weight_bytes
+        for hop in hops
+        for layer in range(hop.last - hop.streamed, hop.last)
+    )
+    return min(0, sum(_streamed_bytes(hop, manifest) for hop in hops) - planned)
+
+
+def _streamed_bytes(hop: Hop, manifest: Manifest) -> int:
+    layers = spread(hop.n_layers, hop.streamed)
+    return sum(manifest.layer(hop.first + layer).weight_bytes for layer in layers)

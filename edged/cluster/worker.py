@@ -85,7 +85,7 @@ class Worker:
         on_result: Callable[[Result], None],
         on_broken: Callable[[int, EdgedError], None],
         say: Callable[[str], None] = lambda _: None,
-        place_window: Callable[[Window, Placing], None] = lambda window, to: window.stream(to.streamed),
+        place_window: Callable[[Window, Placing], None] = lambda one, to: one.stream(to.streamed, to.spare),
         residency: Callable[[], ResidencyFigures] = ResidencyFigures,
     ) -> None:
         self._device = device

@@ -1,6 +1,7 @@
 """The layers of this device's windows: loads them where the plan wants them, and makes room for others.
 
-One streamer reads for all windows. What is given up against the plan is taken back, last given up first.
+One streamer reads for all windows. What is given up against the plan is taken back, last given up first. The
+tensors of streamed layers that stayed in memory are the first to go and the last to return.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class LayerKeeper:
         self._lock = threading.Lock()
         self._windows: list[NativeWindow] = []
         self._given_up: list[tuple[NativeWindow, int]] = []  # window and layer, in the order of giving up
+        self._spare: dict[Window, tuple[int, int]] = {}  # bytes: as it is, and as the plan has it
 
     def load(
         self,
@@ -60,7 +62,7 @@ class LayerKeeper:
         if placing.gpu_layers == 0 and not source.fillers:
             if placing.streamed:
                 self._streamer.set_read_ahead(placing.read_ahead)
-            residency = Residency(self._streamer, self._images, placing.keys, placing.streamed)
+            residency = Residency(self._streamer, self._images, placing.keys, placing.streamed, placing.spare)
         window = load_window(
             source, context, self._threads, placing.gpu_layers, progress, residency=residency
         )
@@ -68,6 +70,7 @@ class LayerKeeper:
             self._forget_closed()
             if residency is not None:
                 self._windows.append(window)
+                self._spare[window] = (placing.spare, placing.spare)
         return window
 
     def place(self, window: Window, placing: Placing) -> None:
@@ -82,16 +85,18 @@ class LayerKeeper:
             self._streamer.set_read_ahead(placing.read_ahead)
         with self._lock:
             self._given_up = [(other, layer) for other, layer in self._given_up if other is not window]
-            window.stream(placing.streamed)
+            window.stream(placing.streamed, placing.spare)
+            self._spare[window] = (placing.spare, placing.spare)
 
     def give_up(self, wanted: int) -> int:
-        """Streams layers that were resident, until `wanted` bytes are free or none is left; bytes made free.
+        """Streams what was resident, until `wanted` bytes are free or nothing is left; bytes made free.
 
-        The window that holds most gives first, its last layer first.
+        First go single tensors of layers that are streamed anyway. Then the window that holds most gives
+        first, its last layer first.
         """
-        freed = 0
         with self._lock:
             self._forget_closed()
+            freed = self._give_up_spare(wanted)
             while freed < wanted:
                 candidates = [window for window in self._windows if _resident_layers(window)]
                 if not candidates:
@@ -100,7 +105,7 @@ class LayerKeeper:
                 layer = _resident_layers(window)[-1]
                 before = window.residency.resident
                 try:
-                    window.stream(sorted({*window.streamed, layer}))
+                    window.stream(sorted({*window.streamed, layer}), self._spare[window][0])
                 except WindowError as error:
                     log.warning("layer %d cannot be streamed: %s", window.first + layer, error.message)
                     break
@@ -109,7 +114,7 @@ class LayerKeeper:
         return freed
 
     def take_back(self, room: int) -> int:
-        """Brings layers that were given up back into memory, as far as `room` bytes allow; bytes taken."""
+        """Brings what was given up back into memory, as far as `room` bytes allow; bytes taken."""
         taken = 0
         with self._lock:
             self._forget_closed()
@@ -121,14 +126,43 @@ class LayerKeeper:
                     continue
                 if taken + before.streamed // len(window.streamed) > room:
                     break
+                others = [other for other in window.streamed if other != layer]
                 try:
-                    window.stream([other for other in window.streamed if other != layer])
+                    window.stream(others, self._spare[window][0])
                 except WindowError as error:
                     log.warning("layer %d stays on disk: %s", window.first + layer, error.message)
                     break
                 self._given_up.pop()
                 taken += window.residency.resident - before.resident
+            if not self._given_up:
+                taken += self._take_back_spare(room - taken)
         return taken
+
+    def _give_up_spare(self, wanted: int) -> int:
+        freed = 0
+        for window in self._windows:
+            spare, planned = self._spare[window]
+            if spare > 0 and freed < wanted:
+                freed -= self._set_spare(window, 0, planned)
+        return freed
+
+    def _take_back_spare(self, room: int) -> int:
+        taken = 0
+        for window in self._windows:
+            spare, planned = self._spare[window]
+            if spare < planned <= room - taken:
+                taken += self._set_spare(window, planned, planned)
+        return taken
+
+    def _set_spare(self, window: NativeWindow, spare: int, planned: int) -> int:
+        """Bytes by which more is resident then."""
+        before = window.residency.resident
+        try:
+            window.stream(window.streamed, spare)
+            self._spare[window] = (spare, planned)
+        except WindowError as error:
+            log.warning("layers %d to %d: %s", window.first, window.last - 1, error.message)
+        return window.residency.resident - before
 
     def figures(self) -> ResidencyFigures:
         counts = self._streamer.counts
@@ -154,11 +188,12 @@ class LayerKeeper:
     def _allowed(self, placing: Placing) -> Placing:
         if self._resident or not placing.streamed:
             return placing
-        return replace(placing, streamed=tuple(range(len(placing.keys))))
+        return replace(placing, streamed=tuple(range(len(placing.keys))), spare=0)
 
     def _forget_closed(self) -> None:
         self._windows = [window for window in self._windows if window.is_open]
         self._given_up = [(window, layer) for window, layer in self._given_up if window.is_open]
+        self._spare = {window: self._spare[window] for window in self._windows}
 
 
 def _resident_layers(window: NativeWindow) -> list[int]:

@@ -60,16 +60,16 @@ class Bench:
         self.expected = self.model.expected
         self.images.mkdir()
 
-    def residency(self, first: int, last: int, streamed: Sequence[int]) -> Residency:
+    def residency(self, first: int, last: int, streamed: Sequence[int], spare: int = 0) -> Residency:
         keys = tuple(self.manifest.layer(index).sha256 for index in range(first, last))
-        return Residency(self.streamer, self.images, keys, tuple(streamed))
+        return Residency(self.streamer, self.images, keys, tuple(streamed), spare)
 
-    def load(self, cuts: list[int], streamed: Sequence[int]) -> None:
+    def load(self, cuts: list[int], streamed: Sequence[int], spare: int = 0) -> None:
         """Windows between the cuts; `streamed` counts layers from the model's first."""
         for first, last in pairwise(cuts):
             inside = [layer - first for layer in streamed if first <= layer < last]
             source = compose(self.manifest, Catalogue(self.model.home), first, last)
-            residency = self.residency(first, last, inside)
+            residency = self.residency(first, last, inside, spare)
             self.windows.append(load_window(source, CONTEXT, 1, residency=residency))
 
     def run(self, first: int, last: int, seq: int = 0) -> npt.NDArray[np.float32]:
@@ -181,6 +181,73 @@ def test_each_token_reads_what_is_streamed_and_no_more(cuts: list[int], make_ben
     assert after.wasted == 0
     ahead = after.slots  # of the tokens before the first and after the last
     assert abs(after.read - before.read - 30 * bench.streamed_bytes) <= ahead
+
+
+@pytest.mark.parametrize("weights", ["F16", "Q4_0"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
+def test_spare_memory_keeps_tensors_of_streamed_layers(
+    weights: str, share: float, make_bench: MakeBench
+) -> None:
+    bench = make_bench(weights=weights, read_ahead=0)
+    bench.load(CUTS, range(6))
+    everything = bench.streamed_bytes
+    assert bench.resident_bytes == 0
+    bench.close()
+    largest = max(tensor.nbytes for tensor in bench.manifest.layer(0).tensors)
+    spare = int(share * everything / 2)  # of the smaller window more, of the larger one less
+    bench.load(CUTS, range(6), spare)
+    kept = bench.resident_bytes
+    assert bench.streamed_bytes == everything - kept
+    for window in bench.windows:
+        of_window = window.residency
+        assert of_window.resident <= spare
+        assert of_window.streamed == 0 or of_window.resident > spare - largest
+    bench.check()
+    bench.check(seq=1)
+    before = bench.streamer.counts
+    for at in range(10):
+        bench.run(at, at + 1)
+    after = bench.streamer.counts
+    assert abs(after.read - before.read - 10 * bench.streamed_bytes) <= after.slots
+    assert after.wasted == before.wasted
+
+
+@pytest.mark.parametrize("architecture", sorted(FAMILIES))
+def test_every_architecture_can_be_streamed_in_part(architecture: str, make_bench: MakeBench) -> None:
+    bench = make_bench(architecture, read_ahead=2**18)
+    bench.load(CUTS, range(6), spare=600_000)
+    bench.check()
+    assert bench.streamed_bytes > 0
+
+
+def test_what_is_spare_changes_in_the_middle_of_a_sequence(make_bench: MakeBench) -> None:
+    bench = make_bench(weights="Q4_0")
+    bench.load(CUTS, range(6), 200_000)
+    everything = bench.streamed_bytes + bench.resident_bytes
+    assert np.array_equal(bench.run(0, PROMPT), bench.expected[:PROMPT])
+    held = [bench.resident_bytes]
+    for step, (streamed, spare) in enumerate(
+        [(range(4), 500_000), ([0, 2], 100_000), ([], 300_000), (range(4), 0)]
+    ):
+        bench.windows[1].stream(list(streamed), spare)
+        at = PROMPT + step
+        assert np.array_equal(bench.run(at, at + 1), bench.expected[at : at + 1])
+        assert bench.resident_bytes + bench.streamed_bytes == everything
+        held.append(bench.resident_bytes)
+    assert held[0] < held[1] < held[2] < held[3] > held[4]
+
+
+def test_a_lost_image_of_a_layer_that_is_there_in_part_is_made_again(make_bench: MakeBench) -> None:
+    bench = make_bench(weights="Q4_0", read_ahead=0)
+    bench.load(CUTS, range(6), 200_000)
+    bench.check()
+    held = bench.resident_bytes
+    for image in bench.images.iterdir():
+        os.truncate(image, 4096)
+        image.unlink()
+    bench.check()
+    assert len(list(bench.images.iterdir())) == SHAPE.n_layers
+    assert bench.resident_bytes == held
 
 
 def test_the_slots_keep_to_the_read_ahead(make_bench: MakeBench) -> None:

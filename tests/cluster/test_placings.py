@@ -2,13 +2,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edged.backend.residency import Placing
 from edged.cluster.placings import placings_of
-from edged.planning.plan import ContextOptions, Hop, Plan
+from edged.planning.plan import ContextOptions, DeviceExpectation, Expectation, Hop, Plan
 from edged.planning.streamed import spread
 from edged.store.catalogue import Catalogue
 from edged.store.importer import import_model
 from tests.models.architectures import Shape
 from tests.models.random_models import write_random_model
+
+SMALL = Shape(n_layers=4)
+
+
+def whole_pages(nbytes: int) -> int:
+    return (nbytes + 4095) // 4096 * 4096
 
 
 def test_a_device_gets_its_windows_layers_and_one_read_ahead(tmp_path: Path) -> None:
@@ -31,7 +38,66 @@ def test_a_device_gets_its_windows_layers_and_one_read_ahead(tmp_path: Path) -> 
     assert mine[0].streamed == spread(3, 2)
     assert mine[0].keys == tuple(layer.sha256 for layer in layers[:3])
     assert mine[2].streamed == (0,)
-    assert {one.read_ahead for one in mine.values()} == {2 * max(layer.weight_bytes for layer in layers[:3])}
+    largest = max(whole_pages(tensor.nbytes) for tensor in layers[0].tensors)
+    quarter = layers[0].weight_bytes // 4
+    assert {one.read_ahead for one in mine.values()} == {max(2 * largest, quarter)}
+    spare = 2 * layers[0].weight_bytes - mine[0].read_ahead  # what the plan has for reading ahead, less that
+    assert [mine[0].spare, mine[2].spare] == [spare * 2 // 3, spare // 3]  # by streamed layers
     other = placings_of(plan, "a", manifest)[1]
-    assert (other.streamed, other.read_ahead) == ((), 0)
+    assert (other.streamed, other.read_ahead, other.spare) == ((), 0, 0)
     assert other.keys == tuple(layer.sha256 for layer in layers[3:5])
+
+
+def expected(device: str, memory_left: int) -> Expectation:
+    of_device = DeviceExpectation(
+        device=device,
+        compute_ms=1,
+        stall_ms=0,
+        hop_ms=0,
+        disk_ms=0,
+        bytes_read=0,
+        memory=1,
+        memory_left=memory_left,
+    )
+    return Expectation(
+        tpot_ms=1, ttft_ms_per_token=1, bytes_read_per_token=0, memory={device: 1}, devices=(of_device,)
+    )
+
+
+def planned(
+    tmp_path: Path, architecture: str, left: int, shape: Shape = SMALL, streamed: int = 2
+) -> tuple[Placing, int]:
+    """The only window's placing, and a layer's bytes."""
+    file = write_random_model(tmp_path / "model.gguf", architecture, shape)
+    manifest = import_model(file, Catalogue(tmp_path))
+    plan = Plan(
+        epoch=1,
+        model=manifest.id,
+        n_layers=shape.n_layers,
+        hops=(Hop(device="head", first=0, last=shape.n_layers, streamed=streamed, read_ahead=1),),
+        context=ContextOptions(n_ctx=64, n_seq_max=1, n_ubatch=16),
+        expected=expected("head", left),
+    )
+    return placings_of(plan, "head", manifest)[0], manifest.layer(0).weight_bytes
+
+
+def test_what_the_plan_leaves_of_the_memory_keeps_tensors(tmp_path: Path) -> None:
+    placing, layer = planned(tmp_path, "llama", 10_000)
+    assert 0 < placing.read_ahead < layer
+    assert placing.read_ahead + placing.spare == layer + 10_000
+
+
+def test_a_plan_beyond_the_memory_grants_no_more_than_its_buffer(tmp_path: Path) -> None:
+    placing, layer = planned(tmp_path, "llama", -10_000)
+    assert placing.read_ahead + placing.spare == layer
+
+
+def test_nothing_is_spare_where_nothing_is_streamed(tmp_path: Path) -> None:
+    placing, _ = planned(tmp_path, "llama", 10_000, streamed=0)
+    assert (placing.read_ahead, placing.spare) == (0, 0)
+
+
+def test_experts_have_the_whole_buffer(tmp_path: Path) -> None:
+    shape = Shape(n_layers=4, n_experts=4, n_experts_used=2)
+    placing, layer = planned(tmp_path, "qwen3moe", 10_000, shape)
+    assert (placing.read_ahead, placing.spare) == (layer, 0)

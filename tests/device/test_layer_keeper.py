@@ -55,9 +55,9 @@ def load(stored: tuple[Catalogue, Manifest], keeper: LayerKeeper) -> Iterator[Lo
     catalogue, manifest = stored
     loaded: list[NativeWindow] = []
 
-    def load(first: int, last: int, *streamed: int) -> NativeWindow:
+    def load(first: int, last: int, *streamed: int, spare: int = 0) -> NativeWindow:
         keys = tuple(manifest.layer(index).sha256 for index in range(first, last))
-        placing = Placing(keys, streamed=streamed, read_ahead=2 * LAYER if streamed else 0)
+        placing = Placing(keys, streamed=streamed, read_ahead=2 * LAYER if streamed else 0, spare=spare)
         loaded.append(keeper.load(compose(manifest, catalogue, first, last), CONTEXT, placing))
         return loaded[-1]
 
@@ -96,6 +96,39 @@ def test_what_the_plan_streams_is_not_taken_back(keeper: LayerKeeper, load: Load
     assert keeper.figures().given_up == 0
     assert keeper.take_back(100 * LAYER) == 0
     assert window.streamed == (1, 3)
+
+
+def test_spare_tensors_go_first_and_return_last(keeper: LayerKeeper, load: Load) -> None:
+    window = load(0, 6, 1, 3, spare=LAYER // 2)
+    expected = logits(window)
+    kept = keeper.figures().resident - 4 * LAYER
+    assert 0 < kept <= LAYER // 2
+    assert keeper.figures().streamed == 2 * LAYER - kept
+    assert keeper.give_up(1) == kept
+    assert keeper.figures().given_up == 0  # the plan's layers are where it wants them
+    assert np.array_equal(logits(window), expected)
+    assert keeper.give_up(1) == LAYER
+    assert keeper.figures().given_up == 1
+    assert keeper.take_back(LAYER + LAYER // 2 - 1) == LAYER
+    assert keeper.take_back(LAYER // 2) == kept
+    assert keeper.take_back(10 * LAYER) == 0
+    assert window.streamed == (1, 3)
+    assert keeper.figures().resident == 4 * LAYER + kept
+    assert np.array_equal(logits(window), expected)
+
+
+def test_a_new_plan_changes_what_is_spare(keeper: LayerKeeper, load: Load) -> None:
+    window = load(0, 6, 1, 3, spare=LAYER // 2)
+    expected = logits(window)
+    keeper.place(window, Placing((), streamed=(1, 3), read_ahead=2 * LAYER, spare=LAYER))
+    assert 4 * LAYER + LAYER // 2 < keeper.figures().resident <= 5 * LAYER
+    assert np.array_equal(logits(window), expected)
+    keeper.place(window, Placing((), streamed=(1, 3), read_ahead=2 * LAYER))
+    assert keeper.figures().resident == 4 * LAYER
+    keeper.give_up(1)
+    assert keeper.take_back(10 * LAYER) == LAYER
+    assert keeper.figures().resident == 4 * LAYER
+    assert np.array_equal(logits(window), expected)
 
 
 def test_the_fullest_window_gives_first_and_no_more_than_there_is(keeper: LayerKeeper, load: Load) -> None:
