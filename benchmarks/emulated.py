@@ -18,18 +18,31 @@ from edged.settings import daemon_socket
 from tests.lab import Daemon, Delay, Device, Home, LabError, Usage, usage_of
 
 LOAD_S = 600.0
+SURVEY_S = 120.0
 HTTP_PORT = 7480
 COUNTED = "edged_"
+COMPUTE = "edged_hop_compute_seconds_total"
+FRAMES = "edged_hop_frames_total"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of every device: sizes as the lab writes them, None for no limit."""
+    """Of a device: sizes as the lab writes them, None for no limit."""
 
     memory: str | None
     link: str | None = None
     delay: Delay | None = None
     disk_rate: str | None = None
+    cores: tuple[int, ...] = ()  # processors it may use; (): all
+    threads: int | None = None  # None: as many as the cluster's other devices
+
+
+@dataclass(frozen=True, slots=True)
+class HopCount:
+    """Of one device's windows, since its ring began."""
+
+    compute_s: dict[str, float]  # by place in the ring
+    frames: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +57,16 @@ class Decoded:
 class EmulatedCluster:
     """A head that owns the model and workers that joined, with the parts in every store already."""
 
-    def __init__(self, prepared: Path, nodes: int, limits: Limits, threads: int, *flags: str) -> None:
+    def __init__(
+        self,
+        prepared: Path,
+        nodes: int,
+        limits: Limits | Sequence[Limits],
+        threads: int,
+        *flags: str,
+        surveyed: bool = False,
+    ) -> None:
+        """limits: of all devices, or of each. surveyed: load only when all links have been measured."""
         self._stack = ExitStack()
         self._threads = threads
         self.home = self._stack.enter_context(Home())
@@ -52,8 +74,11 @@ class EmulatedCluster:
         self.daemons: list[Daemon] = []
         try:
             forget_store(prepared)
-            for number in range(nodes):
-                self._add(prepared, number, limits, flags)
+            each = [limits] * nodes if isinstance(limits, Limits) else limits
+            for number, own in enumerate(each):
+                self._add(prepared, number, own, flags)
+            if surveyed:
+                self._wait_for_links(len(each))
             self.client: FrontDoorClient = self._stack.enter_context(
                 open_front_door(daemon_socket(self.devices[0].home))
             )
@@ -69,6 +94,7 @@ class EmulatedCluster:
     def _add(self, prepared: Path, number: int, limits: Limits, flags: Sequence[str]) -> None:
         device = self.home.device(
             f"d{number}",
+            cores=limits.cores,
             memory=limits.memory,
             link=limits.link,
             delay=limits.delay,
@@ -77,9 +103,15 @@ class EmulatedCluster:
         self.devices.append(device)
         link_store(prepared, device.home, owner=number == 0)
         joining = ("--join", self.daemons[0].token()) if number else ()
-        daemon = device.start_daemon("--threads", str(self._threads), *joining, *flags)
+        daemon = device.start_daemon("--threads", str(limits.threads or self._threads), *joining, *flags)
         self.daemons.append(daemon)
         daemon.wait_until(lambda status: len(status.members) > number, "cluster")
+
+    def _wait_for_links(self, nodes: int) -> None:
+        """Until every pair has been measured, in both directions."""
+        self.daemons[0].wait_until(
+            lambda status: len(status.links) == nodes * (nodes - 1), "measured links", SURVEY_S
+        )
 
     def _wait_for_ring(self) -> Plan:
         status = self.daemons[0].wait_until(
@@ -128,6 +160,10 @@ class EmulatedCluster:
                     sums[key] = sums.get(key, 0.0) + float(value)
         return sums
 
+    def hop_counts(self) -> list[HopCount]:
+        """In the order of `devices`."""
+        return [_hop_count(_metrics(device)) for device in self.devices]
+
     def close(self) -> None:
         for daemon in reversed(self.daemons):
             if daemon.process.running:
@@ -141,6 +177,17 @@ class EmulatedCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _hop_count(page: str) -> HopCount:
+    found: dict[str, dict[str, float]] = {COMPUTE: {}, FRAMES: {}}
+    for line in page.splitlines():
+        labelled, _, value = line.rpartition(" ")
+        name, _, labels = labelled.partition("{")
+        if name in found:
+            hop = labels.partition('hop="')[2].partition('"')[0]
+            found[name][hop] = float(value)
+    return HopCount(found[COMPUTE], found[FRAMES])
 
 
 def _metrics(device: Device) -> str:

@@ -33,10 +33,12 @@ ENOUGH = 128 * 2**20  # bytes to read from, where there is room
 LEAST = 8 * 2**20  # with less than this nothing is measured
 FREE_SHARE = 16  # our file takes one part in so many of the free space
 WRITE_S = 1.0  # a slow card gets a smaller file
-SEQUENTIAL_S = 0.5
+SEQUENTIAL_S = 1.2
+SETTLE_S = (
+    0.3  # of it that does not count: limits of containers and caches in disks let a burst through first
+)
 RANDOM_S = 0.2
 LEAST_READS = 4
-LEAST_STRETCH = 4 * READERS  # chunks: two that end together say little of the disk
 LEAST_S = 1e-9  # no clock is finer
 F_NOCACHE = 48  # macOS's fcntl: leave this file out of the page cache
 
@@ -59,7 +61,7 @@ class _Sample:
 
 
 def measure_disk(folder: Path, room: int = ENOUGH, step: Callable[[], None] = lambda: None) -> DiskSpeed:
-    """The disk that holds `folder`, which exists; takes up to two seconds.
+    """The disk that holds `folder`, which exists; takes up to three seconds.
 
     room: the most bytes to write, where the store has too little to read from. step: called before each
     of two measurements.
@@ -159,33 +161,44 @@ def _write_own(folder: Path, room: int, stack: ExitStack) -> _Sample | None:
 
 
 def _read_in_sequence(samples: list[_Sample]) -> float:
-    """The best of some stretches: another program's reading makes one slower, never faster."""
-    places = [(sample, at) for sample in samples for at in range(0, sample.size, CHUNK)]
-    ahead = iter(places)
+    """What the disk goes on giving, over many of the tenths of a second in which containers ration it.
+
+    The quickest moments would be quicker than that: a limited disk gives each tenth's ration at once.
+    """
+    ahead = _round_and_round(samples)
     done: list[float] = []  # when each chunk was there
-    end = time.perf_counter() + SEQUENTIAL_S
+    began = time.perf_counter()
     turn = threading.Lock()
 
     def read_on() -> None:
         with _buffer(CHUNK) as buffer:
-            while True:
+            while len(done) < LEAST_READS or time.perf_counter() < began + SEQUENTIAL_S:
                 with turn:
-                    place = next(ahead, None)
-                if place is None or (len(done) >= LEAST_READS and time.perf_counter() > end):
-                    return
+                    place = next(ahead)
                 _read(*place, buffer)
                 done.append(time.perf_counter())
 
-    for sample in samples:
-        _forget(sample)
-    began = time.perf_counter()
     with ThreadPoolExecutor(READERS, thread_name_prefix="edged-disk") as readers:
         for reading in [readers.submit(read_on) for _ in range(READERS)]:
             reading.result()
-    times = sorted([began, *done])
-    stretch = min(len(done), max(LEAST_STRETCH, len(done) // 4))
-    quickest = min(late - early for early, late in zip(times, times[stretch:], strict=False))
-    return CHUNK * stretch / max(quickest, LEAST_S)
+    return _lasting_rate([began, *sorted(done)])
+
+
+def _lasting_rate(times: list[float]) -> float:
+    """Bytes per second, of the times at which the first chunk was asked for and each chunk was there."""
+    settled = [at for at in times if at >= times[0] + SETTLE_S]
+    counted = settled if len(settled) > LEAST_READS else times
+    return CHUNK * (len(counted) - 1) / max(counted[-1] - counted[0], LEAST_S)
+
+
+def _round_and_round(samples: list[_Sample]) -> Iterator[tuple[_Sample, int]]:
+    """Places to read a chunk from, without end; none is in the page cache."""
+    while True:
+        for sample in samples:
+            _forget(sample)
+        for sample in samples:
+            for at in range(0, sample.size, CHUNK):
+                yield sample, at
 
 
 def _read_at_random(samples: list[_Sample]) -> float:

@@ -20,6 +20,7 @@ from edged.rpc.messages import Progress
 KEEP_FREE = 0.1  # of the memory that is free now: other programs live here too
 RUNTIME_BYTES = 160 * 2**20  # the daemon itself: 116 MiB when idle, 22 the child for templates, and buffers
 MEASURED_SHARE = 8  # a measurement takes one part in so many of the memory for models
+METHOD = 2  # of measuring: figures of another are not comparable
 USUAL_TYPE = "q4_0"  # of a profile's one figure for all types
 
 
@@ -54,7 +55,7 @@ def circumstances(threads: int, cap: int | None, home: Path) -> str:
     """All that a measurement depends on: while this is the same, it need not be repeated."""
     cgroup = tightest_limit()
     facts = (
-        f"edged {__version__}",
+        f"edged {__version__}, method {METHOD}",
         f"llama-cpp-python {version('llama-cpp-python')}",
         native.system_info(),
         machine.describe(),

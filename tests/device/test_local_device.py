@@ -58,17 +58,21 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
 
 
+IN_A_WINDOW = 1e9 / processors.OTHER_WORK  # what is left of a product's speed on a CPU
+
+
 def test_a_profile_has_what_was_measured(machine: Machine, tmp_path: Path) -> None:
     machine.devices = (GPU, CPU)
     measured = measure(3, None, tmp_path)
     device = profile(device="id", name="nuc", home=tmp_path, threads=3, measured=measured, cap=GIB, held=0)
     assert [processor.name for processor in device.processors] == ["CPU", "CUDA0"]
-    assert device.cpu.speed("q4_K").decode == 1e9
+    assert device.cpu.speed("q4_K").decode == IN_A_WINDOW
+    assert device.gpus[0].speed("q4_K").decode == 1e9
     assert device.cpu.memory_bandwidth == 1e9  # not less than what a product reads
     assert {speed.type for speed in device.cpu.speeds} == set(processors.TYPES) - {"mxfp4"}
     assert (device.cpu.attention_decode, device.gpus[0].attention_decode) == (2e10, 0.0)
     assert device.gpus[0].memory_budget == int(6 * GIB * (1 - local_device.KEEP_FREE))
-    assert (device.bandwidth, device.flops) == (1e9, 1e10)
+    assert (device.bandwidth, device.flops) == (IN_A_WINDOW, 1e10)
     assert (device.disk_sequential, device.disk_random) == (2e8, 1e8)
     assert device.memory_budget <= GIB - RUNTIME_BYTES
     assert (device.os, bool(device.system), device.threads) == (
@@ -136,10 +140,10 @@ def test_it_is_remembered_until_something_changes(
 def test_the_best_counts_unless_it_is_to_be_forgotten(machine: Machine, tmp_path: Path) -> None:
     measure(1, None, tmp_path)
     machine.speed = 0.5  # something else runs
-    assert measure(1, None, tmp_path).processors[0].speed("q4_0").decode == 1e9
-    assert measure(1, None, tmp_path, afresh=True).processors[0].speed("q4_0").decode == 0.5e9
+    assert measure(1, None, tmp_path).processors[0].speed("q4_0").decode == IN_A_WINDOW
+    assert measure(1, None, tmp_path, afresh=True).processors[0].speed("q4_0").decode == IN_A_WINDOW / 2
     known = remembered(1, None, tmp_path)
-    assert known is not None and known.processors[0].speed("q4_0").decode == 0.5e9
+    assert known is not None and known.processors[0].speed("q4_0").decode == IN_A_WINDOW / 2
 
 
 def test_progress_begins_at_none_and_ends_at_all(machine: Machine, tmp_path: Path) -> None:
