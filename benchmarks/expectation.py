@@ -33,7 +33,9 @@ from tests.lab import Delay, LabError
 
 WARM_UP = 4  # tokens that are not counted; while they come, the devices' counts are read
 MIB = 2**20
-PROGRAM = 256 * MIB  # of a device's memory besides its part of the model
+PROGRAM = (
+    256 * MIB
+)  # of a device's memory besides "memory for ... of the model"; caches and buffers take more
 CTX = 512
 
 
@@ -68,19 +70,19 @@ CLUSTERS: dict[str, tuple[str, tuple[Part, ...]]] = {
         (Part(0.8, WIRED), Part(0.8, WIRED)),
     ),
     "three slow": (
-        "three devices of one core, memory for 0.7, 0.4, 0.25 of the model, 100 Mbit/s, 2 ms more each way",
-        (Part(0.7, SLOW, 2.0), Part(0.4, SLOW, 2.0), Part(0.25, SLOW, 2.0)),
+        "three devices of one core, memory for 0.7, 0.45, 0.4 of the model, 100 Mbit/s, 2 ms more each way",
+        (Part(0.7, SLOW, 2.0), Part(0.45, SLOW, 2.0), Part(0.4, SLOW, 2.0)),
     ),
     "unlike cores": (
-        "three devices with 2, 1 and 1 threads, memory for 0.6, 0.3 and 0.4 of the model, 1 Gbit/s",
-        (Part(0.6, WIRED, threads=2), Part(0.3, WIRED), Part(0.4, WIRED)),
+        "three devices with 2, 1 and 1 threads, memory for 0.6, 0.45 and 0.45 of the model, 1 Gbit/s",
+        (Part(0.6, WIRED, threads=2), Part(0.45, WIRED), Part(0.45, WIRED)),
     ),
     "streamed": (
-        "two devices whose memory holds 0.7 of the model together, disks of 300 MB/s, 1 Gbit/s",
-        (Part(0.5, WIRED, disk_rate="300M"), Part(0.2, WIRED, disk_rate="300M")),
+        "two devices with memory for 0.6 and 0.25 of the model, disks of 600 MiB/s, 1 Gbit/s",
+        (Part(0.6, WIRED, disk_rate="600M"), Part(0.25, WIRED, disk_rate="600M")),
     ),
     "streamed alone": (
-        "one device whose memory holds 0.7 of the model, a disk of 300 MB/s",
+        "one device with memory for 0.7 of the model, a disk of 300 MiB/s",
         (Part(0.7, disk_rate="300M"),),
     ),
 }

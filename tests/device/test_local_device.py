@@ -67,7 +67,7 @@ def test_a_profile_has_what_was_measured(machine: Machine, tmp_path: Path) -> No
     device = profile(device="id", name="nuc", home=tmp_path, threads=3, measured=measured, cap=GIB, held=0)
     assert [processor.name for processor in device.processors] == ["CPU", "CUDA0"]
     assert device.cpu.speed("q4_K").decode == IN_A_WINDOW
-    assert device.gpus[0].speed("q4_K").decode == 1e9
+    assert device.gpus[0].speed("q4_K").decode == 1e10
     assert device.cpu.memory_bandwidth == 1e9  # not less than what a product reads
     assert {speed.type for speed in device.cpu.speeds} == set(processors.TYPES) - {"mxfp4"}
     assert (device.cpu.attention_decode, device.gpus[0].attention_decode) == (2e10, 0.0)
