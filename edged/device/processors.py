@@ -38,7 +38,7 @@ DEPTH_OF_ONE = 1024  # positions that one token's attention is measured with: a 
 DEPTH_OF_CHUNK = 256  # that a chunk's is: fewer, or a run would take so long that it is always interrupted
 LEAST_MEMORY = 64 * 2**20  # bytes of weights: more than most caches hold, and quickly made
 MOST_MEMORY = 256 * 2**20
-# Seconds of a window, one token, per second of its matrix products alone: norms, activation functions, adding,
+# Seconds of a window, one token, per second of its matrix products alone: norms, activations, additions,
 # and what these displace from caches. Measured with `python -m benchmarks.prediction`: Q4_0 1.09, Q8_0 1.08.
 OTHER_WORK = 1.085
 CACHES = 2  # so many times the last cache, so that it helps no more than with a model's weights
