@@ -59,7 +59,9 @@ def _facts(status: StatusAnswer) -> list[tuple[str, str]]:
     facts.append(("ring", ring_text(status)))
     options = plan.context
     context = f"{options.n_seq_max} sequences of {options.n_ctx} tokens, KV {options.kv_type}"
-    facts.append(("plan", f"epoch {plan.epoch} for {plan.objective}, {context}, activations {options.wire_type}"))
+    facts.append(
+        ("plan", f"epoch {plan.epoch} for {plan.objective}, {context}, activations {options.wire_type}")
+    )
     if plan.note:
         facts.append(("note", plan.note))
     expected = "-" if plan.expected is None else f"{plan.expected.tpot_ms:.1f}"
