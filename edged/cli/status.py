@@ -58,7 +58,8 @@ def _facts(status: StatusAnswer) -> list[tuple[str, str]]:
         return facts
     facts.append(("ring", ring_text(status)))
     options = plan.context
-    context = f"{options.n_seq_max} sequences of {options.n_ctx} tokens, KV {options.kv_type}"
+    sequences = "1 sequence" if options.n_seq_max == 1 else f"{options.n_seq_max} sequences"
+    context = f"{sequences} of {options.n_ctx} tokens, KV {options.kv_type}"
     facts.append(
         ("plan", f"epoch {plan.epoch} for {plan.objective}, {context}, activations {options.wire_type}")
     )

@@ -351,8 +351,10 @@ class Coordinator:
         return self._with_shunned(self._planner.plan(manifest, _profiles(peers), epoch))
 
     def _with_shunned(self, plan: Plan) -> Plan:
-        shunned = tuple(LeftOut(device=device, reason=why) for device, why in self._shunned.reasons().items())
-        return plan.model_copy(update={"left_out": plan.left_out + shunned})
+        reasons = self._shunned.reasons()
+        others = tuple(out for out in plan.left_out if out.device not in reasons)
+        shunned = tuple(LeftOut(device=device, reason=why) for device, why in reasons.items())
+        return plan.model_copy(update={"left_out": others + shunned})
 
     def _carry_out(self, plan: Plan, manifest: Manifest, peers: dict[str, Peer]) -> None:
         log.info("epoch %d: %s", plan.epoch, plan.describe())

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 
 from edged.cluster.steady import SteadyBudgets
 from edged.errors import PlanError
+from edged.planning.cost import Problem, ring_cost
 from edged.planning.plan import ContextOptions, LeftOut, Objective, Plan
 from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile
 from edged.planning.running import Switching, plan_to_run, worth_switching
+from edged.planning.solve import TYPICAL
 from edged.store.manifest import Manifest
 from edged.store.model_profile import model_profile
 
@@ -63,11 +65,13 @@ class RingPlanner:
     def kept(
         self, running: Plan, manifest: Manifest, others: Mapping[str, DeviceProfile], switch_s: float
     ) -> Plan | None:
-        """The plan that runs, with why others are left out now; None if another is to replace it.
+        """The plan that runs, with what to expect of it and why others are left out, as known now.
+
+        None if another is to replace it.
 
         Asked after a change of company. Raises PlanError.
         """
-        cluster = self._cluster(others)
+        cluster, model = self._cluster(others), model_profile(manifest)
         try:
             plan = self.plan(manifest, others, running.epoch + 1)
         except PlanError:
@@ -78,15 +82,17 @@ class RingPlanner:
             if self._rounds is not None and len(running.hops) == 1:
                 return None  # alone as long as there was nobody else
             switching = Switching(seconds=switch_s, tokens=LIKELY_TOKENS)
-            if worth_switching(running, plan, cluster, model_profile(manifest), switching):
+            if worth_switching(running, plan, cluster, model, switching):
                 return None
+        as_now = ring_cost(Problem(cluster, model, running.context, TYPICAL), running.hops)
         left_out = {one.device: one for one in plan.left_out}
         outside = [device for device in others if device not in running.devices]
         return running.model_copy(
             update={
+                "expected": as_now.expectation(),
                 "left_out": tuple(
                     left_out.get(device) or LeftOut(device=device, reason=NO_GAIN) for device in outside
-                )
+                ),
             }
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from edged.errors import PlanError
@@ -45,10 +46,13 @@ def plan_to_run(
         if in_memory == cluster:
             raise
         one = wish.model_copy(update={"n_seq_max": 1})
-        try:
-            plan = with_longest_context(one, n_ctx_train, planning(cluster))
-        except PlanError:
+        plans = []
+        for company in _streaming(cluster):
+            with suppress(PlanError):
+                plans.append(with_longest_context(one, n_ctx_train, planning(company)))
+        if not plans:
             raise refusal from None
+        plan = min(plans, key=_goal)
     note = "; ".join(
         filter(None, [plan.note, "the memory does not hold the model: layers are read from disk"])
     )
@@ -59,6 +63,23 @@ def without_disks(cluster: ClusterProfile) -> ClusterProfile:
     """The same cluster, where nothing can be streamed."""
     devices = tuple(device.model_copy(update={"disk_sequential": 0.0}) for device in cluster.devices)
     return ClusterProfile(**{**dict(cluster), "devices": devices})
+
+
+def _streaming(cluster: ClusterProfile) -> Iterator[ClusterProfile]:
+    """The same cluster, where a device streams or uses its GPU: beside layers on a GPU none are streamed."""
+    if not any(device.gpus for device in cluster.devices):
+        yield cluster
+        return
+    for change in (lambda _: {"disk_sequential": 0.0}, lambda one: {"processors": one.processors[:1]}):
+        devices = tuple(
+            device.model_copy(update=change(device)) if device.gpus else device for device in cluster.devices
+        )
+        yield ClusterProfile(**{**dict(cluster), "devices": devices})
+
+
+def _goal(plan: Plan) -> float:
+    assert plan.expected is not None
+    return plan.expected.tpot_ms if plan.objective == "latency" else plan.expected.stage_ms
 
 
 def request_s(ring: RingCost, objective: Objective) -> float:

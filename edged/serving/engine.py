@@ -284,7 +284,7 @@ class Engine:
         )
         self._attached = attached = _Attached(ring, context, scheduler)
         self._n_ctx = context.n_ctx
-        self._recorder.switches += 1
+        self._recorder.new_ring()
         held, self._held = self._held, []
         for sequence in held:
             self._enqueue(attached, self._answers[sequence.id])

@@ -45,6 +45,12 @@ class Recorder:
         self._ttft: deque[float] = deque(maxlen=_RECENT)
         self._tpot: deque[float] = deque(maxlen=_RECENT)
 
+    def new_ring(self) -> None:
+        """Times of the ring before say nothing of this one."""
+        self.switches += 1
+        self._ttft.clear()
+        self._tpot.clear()
+
     def first_token(self, seconds: float) -> None:
         self.completion_tokens += 1
         self._ttft.append(seconds * 1e3)
@@ -70,6 +76,6 @@ class Recorder:
             completion_tokens=self.completion_tokens,
             cached_tokens=self.cached_tokens,
             switches=self.switches,
-            ttft_ms=median(self._ttft.copy()) if self._ttft else None,
-            tpot_ms=median(self._tpot.copy()) if self._tpot else None,
+            ttft_ms=median(ttft) if (ttft := self._ttft.copy()) else None,
+            tpot_ms=median(tpot) if (tpot := self._tpot.copy()) else None,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from edged.errors import ContextOverflowError, UnknownModelError
 from edged.frontdoor.service import FrontDoorService
 from edged.planning.plan import ContextOptions, Expectation, Hop, LeftOut, Plan
+from edged.planning.profile import DeviceProfile, LinkProfile
 from edged.rpc.edged_pb2_grpc import add_FrontDoorServicer_to_server
 from edged.rpc.messages import (
     MemberStatus,
@@ -97,6 +98,9 @@ class Door:
         self.loaded = "parrot"
         self.problem = ""
         self.pid = os.getpid()
+        self.plan = make_plan()
+        self.profiles: tuple[DeviceProfile, ...] = ()  # none: not the head
+        self.links: tuple[LinkProfile, ...] = ()
         self.stopped = threading.Event()
 
     def generate(self, request: GenerateRequest) -> ScriptedGeneration:
@@ -156,10 +160,12 @@ class Door:
             state="ready" if self.loaded else "idle",
             problem=self.problem,
             model=self.loaded,
-            plan=make_plan() if self.loaded else None,
+            plan=self.plan if self.loaded else None,
             members=members,
             active_requests=1,
             measured_tpot_ms=41.25 if self.loaded else None,
+            links=self.links,
+            profiles=self.profiles,
         )
 
     def token(self) -> TokenAnswer:

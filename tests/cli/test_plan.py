@@ -1,14 +1,20 @@
-"""`edged plan` on files."""
+"""`edged plan` on files, and on the running cluster as its front door describes it."""
 
 from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edged.cli.main import main
+from edged.planning.plan import Objective
+from edged.planning.profile import DeviceProfile, LinkProfile
+from edged.planning.profile_files import find, read_model
+from tests.cli.conftest import Outcome
+from tests.cli.door import Door
 
 SMALL = ["plan", "--cluster", "pi-and-minis", "--model", "llama-3.2-3b", "--parallel", "1", "--ctx", "1024"]
 
@@ -116,3 +122,81 @@ def test_impossible_wishes_are_told_with_numbers(
     code, out, err = run(capsys, "plan", "--cluster", str(cluster), "--model", "llama-3-70b", "--ctx", "1024")
     assert code == 1 and out == ""
     assert err.count("\n") == 1 and all(part in err for part in says), err
+
+
+Edged = Callable[..., Outcome]
+LOADED = "smollm2-135m"  # known as a profile, so that no store is needed
+
+
+def device(name: str, speed: float) -> DeviceProfile:
+    return DeviceProfile(
+        device=f"id-{name}",
+        name=name,
+        memory_budget=2**31,
+        disk_free=2**40,
+        threads=1,
+        bandwidth=speed,
+        flops=10 * speed,
+    )
+
+
+@pytest.fixture
+def head(door: Door) -> Door:
+    """The front door of a head; the link to `gone` is still known, the device is not there any more."""
+    path = find("models", LOADED)
+    assert path is not None
+    door.loaded = LOADED
+    door.plan = door.plan.model_copy(update={"model": read_model(path).model})
+    door.profiles = (device("nuc", 1e9), device("pi", 1e9))
+    door.links = tuple(
+        LinkProfile(source="id-nuc", target=target, latency=1e-5, bandwidth=1e9)
+        for target in ("id-pi", "id-gone")
+    )
+    return door
+
+
+def test_the_running_cluster_is_planned_where_none_is_named(edged: Edged, head: Door) -> None:
+    outcome = edged("plan", "--objective", "throughput", "--ctx", "512", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    plan = json.loads(outcome.out)
+    assert plan["head"] == "nuc"
+    assert {hop["device"] for hop in plan["ring"]} == {"nuc", "pi"}
+    assert head.loads == []  # nothing is changed by it
+    head.profiles = head.profiles[:1]
+    alone = json.loads(edged("plan", "--objective", "throughput", "--ctx", "512", "--json").out)
+    assert {hop["device"] for hop in alone["ring"]} == {"nuc"}
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_a_live_plan_is_for_what_the_cluster_is_for(edged: Edged, head: Door, objective: Objective) -> None:
+    head.plan = head.plan.model_copy(update={"objective": objective})
+    assert json.loads(edged("plan", "--ctx", "512", "--json").out)["objective"] == objective
+    head.loaded = ""
+    assert json.loads(edged("plan", "--model", LOADED, "--json").out)["objective"] == "latency"
+
+
+def test_what_runs_now_is_shown_beside_what_is_planned(edged: Edged, head: Door, tmp_path: Path) -> None:
+    picture = tmp_path / "ring.svg"
+    shown = edged("plan", "--ctx", "512", "--plot", str(picture)).out
+    assert "now       nuc 0-3 → pi 4-10 → nuc 11 runs, 41.2 ms a token measured\n" in shown
+    assert "nuc" in {element.text for element in ET.parse(picture).iter()}
+    assert "now  " not in edged("plan", "--model", "llama-3.2-3b", "--ctx", "512", "--parallel", "1").out
+
+
+def test_only_the_head_can_plan_live(edged: Edged, door: Door) -> None:
+    outcome = edged("plan")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert "only the head, nuc, knows" in outcome.err and "--cluster" in outcome.err
+
+
+def test_without_a_daemon_a_cluster_must_be_named(edged: Edged, home: Path) -> None:
+    outcome = edged("plan", "--model", LOADED)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert f"no daemon answers in {home}" in outcome.err and "pi-and-minis" in outcome.err
+
+
+def test_a_cluster_without_a_model_wants_one_named(edged: Edged, head: Door) -> None:
+    head.loaded = ""
+    outcome = edged("plan")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "name a model with --model" in outcome.err

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from edged.errors import PlanError
 from edged.planning.model_profile import ModelProfile
-from edged.planning.plan import ContextOptions
-from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edged.planning.plan import ContextOptions, Objective
+from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile, ProcessorProfile, TypeSpeed
 from edged.planning.running import Switching, plan_to_run, worth_switching
+from edged.planning.solve import Wishes, make_plan
 
 MIB = 2**20
+OBJECTIVES: tuple[Objective, ...] = ("throughput", "latency")
 WISH = ContextOptions(n_ctx=2048, n_seq_max=4, n_ubatch=128)
 SOON = Switching(seconds=5.0, tokens=20_000)
 
@@ -61,7 +65,7 @@ def test_many_requests_want_everybody_and_one_stream_the_quickest() -> None:
 
 
 def test_rounds_are_kept_to_where_there_is_a_ring() -> None:
-    for objective in ("throughput", "latency"):
+    for objective in OBJECTIVES:
         for rounds in (1, 2):
             home = cluster(device("a"), device("b"))
             plan = plan_to_run(home, model(), WISH, objective, 8192, 1, rounds)
@@ -82,6 +86,27 @@ def test_a_shorter_context_comes_before_streaming_and_streaming_before_refusal()
     assert "read from disk" in plan.note
     with pytest.raises(PlanError, match="GiB"):
         plan_to_run(cluster(device("a", memory=700)), model(), WISH, "throughput", 8192, 1)
+
+
+def test_no_device_is_to_stream_beside_layers_on_its_gpu() -> None:
+    def processor(kind: Literal["cpu", "gpu"], speed: float, memory: int = 0) -> ProcessorProfile:
+        return ProcessorProfile(
+            name=kind,
+            kind=kind,
+            speeds=(TypeSpeed(type="", decode=speed, prefill=speed),),
+            memory_bandwidth=speed,
+            memory_budget=memory * MIB,
+        )
+
+    processors = (processor("cpu", 1e9), processor("gpu", 1e10, 200))
+    one = device("a", memory=300, disk=1e9).model_copy(update={"processors": processors})
+    home = cluster(one, device("b", memory=300))
+    both = make_plan(home, model(), Wishes(WISH.model_copy(update={"n_seq_max": 1})))
+    assert any(hop.streamed and hop.gpu_layers for hop in both.hops)  # else nothing is asked of what follows
+    for objective in OBJECTIVES:
+        plan = plan_to_run(home, model(), WISH, objective, 8192, 1)
+        assert any(hop.streamed for hop in plan.hops)
+        assert not any(hop.streamed and hop.gpu_layers for hop in plan.hops)
 
 
 def test_a_ring_is_given_up_only_for_a_gain_that_pays() -> None:

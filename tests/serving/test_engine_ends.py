@@ -255,3 +255,7 @@ def test_times_and_counts(bench: Bench) -> None:
     stats = bench.engine.stats()
     assert stats.ttft_ms == pytest.approx(10.0) and stats.tpot_ms == pytest.approx(10.0)
     assert (stats.requests, stats.prompt_tokens, stats.completion_tokens) == (1, usage.prompt_tokens, 11)
+    bench.engine.attach(bench.ring(), CONTEXT)
+    read(bench.engine.generate(ask("One", max_tokens=1)))  # the new ring is in use
+    stats = bench.engine.stats()
+    assert stats.tpot_ms is None and (stats.switches, stats.completion_tokens) == (2, 12)
