@@ -122,8 +122,12 @@ class EmulatedCluster:
         return status.plan
 
     def budgets(self) -> dict[str, int]:
-        """By device id, what each may hold in layers and caches, as it tells the planner."""
-        return {member.device: member.memory_budget for member in self.daemons[0].status().members}
+        """By device id, what each may hold in layers and caches, as it told the planner for the running plan.
+
+        Not what it tells now: of what it holds already, it leaves nothing free for others.
+        """
+        devices = self.plan.expected.devices if self.plan.expected is not None else ()
+        return {one.device: one.memory + one.memory_left for one in devices}
 
     def ids(self) -> list[str]:
         """Device ids in the order of `devices`."""

@@ -63,7 +63,7 @@ class HashingWindow:
     def apply(self, op: KvOp) -> bool:
         return op.kind == "clear"
 
-    def stream(self, layers: Sequence[int]) -> None:
+    def stream(self, layers: Sequence[int], spare: int = 0) -> None:
         pass
 
     def close(self) -> None:
