@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from benchmarks.stores import MODEL, forget_store, link_store
+from edged.device.speed_record import ENOUGH_TIMES
 from edged.frontdoor.client import FrontDoorClient, open_front_door
 from edged.planning.plan import Plan
 from edged.serving.generation import GenerateRequest, Sampling
@@ -20,6 +22,12 @@ from tests.lab import Daemon, Delay, Device, Home, LabError, Usage, usage_of
 LOAD_S = 600.0
 SURVEY_S = 120.0
 HTTP_PORT = 7480
+MEASURE = """
+import sys
+from pathlib import Path
+from edged.device.local_device import measure
+measure(int(sys.argv[1]), None, Path(sys.argv[2]))
+"""
 COUNTED = "edged_"
 COMPUTE = "edged_hop_compute_seconds_total"
 FRAMES = "edged_hop_frames_total"
@@ -66,7 +74,9 @@ class EmulatedCluster:
         *flags: str,
         surveyed: bool = False,
     ) -> None:
-        """limits: of all devices, or of each. surveyed: load only when all links have been measured."""
+        """limits: of all devices, or of each. surveyed: load only when all links have been measured, and
+        the devices as often as a daemon does in its first starts.
+        """
         self._stack = ExitStack()
         self._threads = threads
         self.home = self._stack.enter_context(Home())
@@ -76,7 +86,7 @@ class EmulatedCluster:
             forget_store(prepared)
             each = [limits] * nodes if isinstance(limits, Limits) else limits
             for number, own in enumerate(each):
-                self._add(prepared, number, own, flags)
+                self._add(prepared, number, own, flags, surveyed)
             if surveyed:
                 self._wait_for_links(len(each))
             self.client: FrontDoorClient = self._stack.enter_context(
@@ -91,7 +101,7 @@ class EmulatedCluster:
             error.add_note(logs)
             raise
 
-    def _add(self, prepared: Path, number: int, limits: Limits, flags: Sequence[str]) -> None:
+    def _add(self, prepared: Path, number: int, limits: Limits, flags: Sequence[str], surveyed: bool) -> None:
         device = self.home.device(
             f"d{number}",
             cores=limits.cores,
@@ -103,7 +113,10 @@ class EmulatedCluster:
         self.devices.append(device)
         link_store(prepared, device.home, owner=number == 0)
         joining = ("--join", self.daemons[0].token()) if number else ()
-        daemon = device.start_daemon("--threads", str(limits.threads or self._threads), *joining, *flags)
+        threads = limits.threads or self._threads
+        if surveyed:
+            _measure(device, threads)
+        daemon = device.start_daemon("--threads", str(threads), *joining, *flags)
         self.daemons.append(daemon)
         daemon.wait_until(lambda status: len(status.members) > number, "cluster")
 
@@ -181,6 +194,12 @@ class EmulatedCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _measure(device: Device, threads: int) -> None:
+    """All but the last of the measurements after which a daemon is certain of its device."""
+    for _ in range(ENOUGH_TIMES - 1):
+        device.run([sys.executable, "-c", MEASURE, str(threads), str(device.home)])
 
 
 def _hop_count(page: str) -> HopCount:

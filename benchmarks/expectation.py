@@ -2,8 +2,9 @@
 
 Real daemons in network namespaces measure themselves and their links, plan, load and generate. The plan's
 own expectation is held against the time per token that a client sees, and what it says of each device against
-that device's own count of the time inside its windows. Prompt and answer are such that the cache is as deep
-as the planner takes it to be.
+that device's own count of the time inside its windows. On a machine that does other things as well, daemons
+wait for cores; how long, Linux counts. Prompt and answer are such that the cache is as deep as the planner
+takes it to be.
 
     python -m benchmarks.expectation
     python -m benchmarks.expectation --clusters streamed --rounds 5 --json expectation.json
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,6 +96,7 @@ class Answer:
 
     token_ms: float
     compute_ms: tuple[float, ...]
+    waited_ms: tuple[float, ...]  # of that and of the hops: for a core that other programs had
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class DeviceResult:
     stall_ms: float  # expected in the middle of windows
     hop_ms: float  # expected, on the way to it
     disk_ms: float  # expected, of its disk's work
-    measured_ms: float  # inside its windows, waiting for layers included
+    measured_ms: float  # inside its windows, waiting for layers and cores included
+    waited_ms: float  # for a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ class Result:
     description: str
     expected_ms: float
     measured_ms: tuple[float, ...]  # per round
+    waited_ms: tuple[float, ...]  # of that, for cores that other programs had
     bytes_read: int  # expected, per token
     devices: tuple[DeviceResult, ...]
 
@@ -124,6 +129,15 @@ class Result:
     def ratio(self) -> float:
         """Measured over expected."""
         return statistics.median(self.measured_ms) / self.expected_ms
+
+    @property
+    def own_ms(self) -> tuple[float, ...]:
+        """Per round, without waiting for a core that another program had."""
+        return tuple(all_ - waited for all_, waited in zip(self.measured_ms, self.waited_ms, strict=True))
+
+    @property
+    def own_ratio(self) -> float:
+        return statistics.median(self.own_ms) / self.expected_ms
 
 
 def measure(
@@ -150,6 +164,7 @@ def measure(
             description=description,
             expected_ms=plan.expected.tpot_ms,
             measured_ms=tuple(answer.token_ms for answer in answers),
+            waited_ms=tuple(sum(answer.waited_ms) for answer in answers),
             bytes_read=plan.expected.bytes_read_per_token,
             devices=_devices(plan, plan.expected, cluster.ids(), answers),
         )
@@ -162,17 +177,51 @@ def _answer(cluster: EmulatedCluster, prompt: Sequence[int], max_tokens: int) ->
     )
     at: list[float] = []
     before: list[HopCount] = []
+    threads: list[dict[int, Thread]] = []
     for event in cluster.client.generate(request):
         if not event.token_ids:
             continue
         at += [time.perf_counter()] * len(event.token_ids)
         before = before or cluster.hop_counts()
+        if len(at) >= WARM_UP and not threads:
+            threads = _threads(cluster)
+    waited = tuple(
+        _waited_s(one, other) * 1e3 / (max_tokens - WARM_UP)
+        for one, other in zip(threads, _threads(cluster), strict=True)
+    )
     if len(at) != max_tokens:
         raise LabError(f"{len(at)} tokens came instead of {max_tokens}")
     compute = tuple(
         _per_token_ms(one, other) for one, other in zip(before, cluster.hop_counts(), strict=True)
     )
-    return Answer(1e3 * (at[-1] - at[WARM_UP - 1]) / (max_tokens - WARM_UP), compute)
+    return Answer(1e3 * (at[-1] - at[WARM_UP - 1]) / (max_tokens - WARM_UP), compute, waited)
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """Nanoseconds, as Linux counts them."""
+
+    ran: int
+    waited: int  # for a core, being ready to run
+
+
+def _threads(cluster: EmulatedCluster) -> list[dict[int, Thread]]:
+    """Of every daemon, by thread id."""
+    found = []
+    for daemon in cluster.daemons:
+        own: dict[int, Thread] = {}
+        for task in Path(f"/proc/{daemon.process.pid}/task").iterdir():
+            with suppress(OSError):  # it has ended
+                ran, waited, _ = map(int, (task / "schedstat").read_text().split())
+                own[int(task.name)] = Thread(ran, waited)
+        found.append(own)
+    return found
+
+
+def _waited_s(before: dict[int, Thread], after: dict[int, Thread]) -> float:
+    """Of the thread that ran most, which is the one that computes."""
+    busiest = max(before.keys() & after.keys(), key=lambda thread: after[thread].ran - before[thread].ran)
+    return (after[busiest].waited - before[busiest].waited) / 1e9
 
 
 def _per_token_ms(before: HopCount, after: HopCount) -> float:
@@ -203,20 +252,32 @@ def _devices(
                 hop_ms=one.hop_ms,
                 disk_ms=one.disk_ms,
                 measured_ms=statistics.median(answer.compute_ms[number] for answer in answers),
+                waited_ms=statistics.median(answer.waited_ms[number] for answer in answers),
             )
         )
     return tuple(found)
 
 
 def markdown(results: Sequence[Result]) -> str:
-    rows = [("cluster", "expected ms", "measured ms (least to greatest)", "measured / expected", "MB read")]
+    rows = [
+        (
+            "cluster",
+            "expected ms",
+            "measured ms (least to greatest)",
+            "measured / expected",
+            "without waiting for cores",
+            "ratio",
+            "MB read",
+        )
+    ]
     rows += [
         (
             result.cluster,
             f"{result.expected_ms:.1f}",
-            f"{statistics.median(result.measured_ms):.1f} "
-            f"({min(result.measured_ms):.1f} to {max(result.measured_ms):.1f})",
+            _spread(result.measured_ms),
             f"{result.ratio:.2f}",
+            _spread(result.own_ms),
+            f"{result.own_ratio:.2f}",
             f"{result.bytes_read / 1e6:.0f}",
         )
         for result in results
@@ -229,6 +290,7 @@ def markdown(results: Sequence[Result]) -> str:
             "compute ms",
             "waits for disk",
             "in windows, measured",
+            "of it for a core",
             "hops",
             "disk",
         )
@@ -241,6 +303,7 @@ def markdown(results: Sequence[Result]) -> str:
             f"{one.compute_ms:.1f}",
             f"{one.stall_ms:.1f}",
             f"{one.measured_ms:.1f}",
+            f"{one.waited_ms:.1f}",
             f"{one.hop_ms:.1f}",
             f"{one.disk_ms:.1f}",
         )
@@ -249,6 +312,10 @@ def markdown(results: Sequence[Result]) -> str:
     ]
     listed = [f"- **{result.cluster}**: {result.description}" for result in results]
     return "\n".join([*listed, "", *_table(rows), "", *_table(parts)])
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
