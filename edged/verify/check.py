@@ -118,11 +118,13 @@ class _Verification:
 
     def report(self, wishes: Wishes) -> Report:
         subject, manifest = self._subject, self._subject.manifest
+        cuts, refused = self._cuts(wishes.windows)
+        if refused and not cuts and manifest.boundaries:  # nothing to compare, so nothing is loaded
+            return self._summary((), refused, None, rolled_back=False, reason="no cut asked for is possible")
         done = self._session.whole(RunWhole(subject), lambda at, of: self._show("the whole model", at, of))
         if done.fault:
             raise WindowError(f"{manifest.name} cannot be verified: {done.fault}")
         self._rolled_back = done.rolled_back
-        cuts, refused = self._cuts(wishes.windows)
         results: list[CutResult] = []
         for cut in cuts:
             outcome = self._result(cut)
@@ -132,6 +134,24 @@ class _Verification:
                 results.append(outcome)
         # A model that runs whole only is still composed of parts, and a ring of one device runs that.
         whole = self._result(Cut(())) if not manifest.boundaries and subject.file is not None else None
+        return self._summary(
+            tuple(results),
+            refused,
+            whole if isinstance(whole, CutResult) else None,
+            rolled_back=done.rolled_back,
+            reason=f"it runs whole only: {manifest.whole_because}" if not manifest.boundaries else "",
+        )
+
+    def _summary(
+        self,
+        results: tuple[CutResult, ...],
+        refused: Sequence[Refused],
+        whole: CutResult | None,
+        *,
+        rolled_back: bool,
+        reason: str,
+    ) -> Report:
+        subject, manifest = self._subject, self._subject.manifest
         return Report(
             model=manifest.name,
             architecture=manifest.architecture,
@@ -141,11 +161,11 @@ class _Verification:
             kv_type=subject.context.kv_type,
             flash_attention=subject.context.flash_attention,
             reference="store" if subject.file is None else "file",
-            whole=whole if isinstance(whole, CutResult) else None,
-            cuts=tuple(results),
+            whole=whole,
+            cuts=results,
             refused=tuple(refused),
-            rolled_back=done.rolled_back,
-            reason=f"it runs whole only: {manifest.whole_because}" if not manifest.boundaries else "",
+            rolled_back=rolled_back,
+            reason=reason,
         )
 
     def _cuts(self, windows: Sequence[int]) -> tuple[list[Cut], list[Refused]]:

@@ -94,10 +94,15 @@ def test_too_many_windows_are_refused_and_the_others_run(small: Path, verify: Ve
     assert report.lines()[-1] == "in 5 windows: refused, it has 4 layers only"
 
 
-def test_where_no_wish_can_be_met_nothing_is_exact(small: Path, verify: Verify) -> None:
-    report = verify(small, windows=(5,))
+def test_where_no_wish_can_be_met_nothing_is_loaded(small: Path, session: Session, tmp_path: Path) -> None:
+    shown: list[str] = []
+    report = verify_in(
+        session, tmp_path, str(small), tmp_path, Wishes(1, (5,)), lambda stage, *_: shown.append(stage)
+    )
     assert not report.exact
     assert report.refused == (Refused(5, "it has 4 layers only"),)
+    assert report.reason == "no cut asked for is possible"
+    assert shown == []
 
 
 def test_no_more_tokens_than_the_model_has_positions(verify: Verify, tmp_path: Path) -> None:
