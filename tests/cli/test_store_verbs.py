@@ -15,7 +15,7 @@ from edged.cli.demo import bundled_model
 from edged.errors import UnknownModelError
 from edged.store.catalogue import Catalogue
 from tests.cli.conftest import Outcome
-from tests.cli.door import Door, make_plan
+from tests.cli.door import Door
 from tests.models.random_models import write_random_model
 
 Edged = Callable[..., Outcome]
@@ -55,13 +55,10 @@ def test_a_model_whose_chat_template_is_broken(edged: Edged, home: Path, tmp_pat
 
 
 @pytest.mark.model
-def test_a_loaded_model_is_not_removed(
-    edged: Edged, home: Path, door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loaded_model_is_not_removed(edged: Edged, home: Path, door: Door) -> None:
     edged("import", str(bundled_model()), "--name", "small")
     (manifest,) = Catalogue(home).models()
-    plan = make_plan().model_copy(update={"model": manifest.id})
-    monkeypatch.setattr("tests.cli.door.make_plan", lambda: plan)
+    door.plan = door.plan.model_copy(update={"model": manifest.id})
     refused = edged("rm", "small")
     assert refused == Outcome(1, "", "edged: small is loaded; load another model first, or stop the daemon\n")
     assert len(Catalogue(home).models()) == 1
