@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import SimpleQueue
 
 import pytest
@@ -25,7 +25,7 @@ from edged.cluster.discovery import (
 )
 from edged.cluster.interfaces import Interfaces, interfaces
 from edged.errors import PeerLostError
-from tests.lab import Home, LabUnavailableError
+from tests.lab import Home
 from tests.lab.namespace import Namespace
 
 CLUSTER = "c" * 16
@@ -161,16 +161,6 @@ with Parting(None, lambda peer: print("found", *peer.hosts, flush=True)) as list
     listening.gone.get(timeout=60)
     print("lost", flush=True)
 """
-
-
-@pytest.fixture
-def home() -> Iterator[Home]:
-    try:
-        emulated = Home()
-    except LabUnavailableError as missing:
-        pytest.skip(str(missing))
-    with emulated:
-        yield emulated
 
 
 def python(script: str) -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edged.cluster.identity import Identity
-from tests.lab import Home, LabUnavailableError
+from tests.lab import Home
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,16 +46,6 @@ except grpc.RpcError as error:
 ended.set()
 channel.close()
 """
-
-
-@pytest.fixture
-def home() -> Iterator[Home]:
-    try:
-        emulated = Home()
-    except LabUnavailableError as missing:
-        pytest.skip(str(missing))
-    with emulated:
-        yield emulated
 
 
 @pytest.mark.root
