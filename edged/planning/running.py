@@ -91,13 +91,16 @@ def request_s(ring: RingCost, objective: Objective) -> float:
 
 
 def _best(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes, epoch: int) -> Plan:
-    """The quickest for whole requests among the solver's ring, and one that is balanced for prompts."""
+    """The quickest for whole requests among the solver's ring, and one that is balanced for prompts.
+
+    Also for one user: what hops add to every token, a prompt that several devices share may save.
+    """
     rings = [solve(cluster, model, wishes)]
     if wishes.objective == "throughput":
         rings.append(solve(cluster, model, replace(wishes, objective="latency")))
-        balanced = _balanced(cluster, model, wishes, rings[0].problem)
-        if balanced is not None and (wishes.rounds is None or balanced.rounds == wishes.rounds):
-            rings.append(balanced)
+    balanced = _balanced(cluster, model, wishes, rings[0].problem)
+    if balanced is not None and (wishes.rounds is None or balanced.rounds == wishes.rounds):
+        rings.append(balanced)
     return plan_of(min(rings, key=lambda ring: request_s(ring, wishes.objective)), wishes, epoch=epoch)
 
 

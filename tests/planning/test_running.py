@@ -32,10 +32,10 @@ def device(name: str, memory: int = 8192, speed: float = 1e9, disk: float = 0.0)
     )
 
 
-def cluster(*devices: DeviceProfile) -> ClusterProfile:
+def cluster(*devices: DeviceProfile, latency: float = 2e-4) -> ClusterProfile:
     ids = [one.device for one in devices]
     links = tuple(
-        LinkProfile(source=a, target=b, latency=2e-4, bandwidth=1e8) for a in ids for b in ids if a != b
+        LinkProfile(source=a, target=b, latency=latency, bandwidth=1e8) for a in ids for b in ids if a != b
     )
     return ClusterProfile(head=ids[0], devices=devices, links=links)
 
@@ -57,11 +57,18 @@ def model(n_layers: int = 24, layer: int = 40) -> ModelProfile:
 
 
 def test_many_requests_want_everybody_and_one_stream_the_quickest() -> None:
-    home = cluster(device("a"), device("b"), device("c"))
-    assert set(plan_to_run(home, model(), WISH, "throughput", 8192, 1).devices) == {"a", "b", "c"}
-    alone = plan_to_run(home, model(), WISH, "latency", 8192, 1)
+    far = cluster(device("a"), device("b"), device("c"), latency=0.2)
+    assert set(plan_to_run(far, model(), WISH, "throughput", 8192, 1).devices) == {"a", "b", "c"}
+    alone = plan_to_run(far, model(), WISH, "latency", 8192, 1)
     assert alone.devices == ("a",)
     assert {out.device for out in alone.left_out} == {"b", "c"}
+
+
+def test_one_user_gets_help_with_the_prompt_where_hops_cost_little() -> None:
+    near = cluster(device("a"), device("b"))
+    plan = plan_to_run(near, model(), WISH, "latency", 8192, 1)
+    assert set(plan.devices) == {"a", "b"}
+    assert [hop.n_layers for hop in plan.hops] == [11, 12, 1]  # evenly: every device takes as long
 
 
 def test_rounds_are_kept_to_where_there_is_a_ring() -> None:
