@@ -39,8 +39,13 @@ DEPTH_OF_CHUNK = 256  # that a chunk's is: fewer, or a run would take so long th
 LEAST_MEMORY = 64 * 2**20  # bytes of weights: more than most caches hold, and quickly made
 MOST_MEMORY = 256 * 2**20
 # Seconds of a window, one token, per second of its matrix products alone: norms, activations, additions,
-# and what these displace from caches. Measured with `python -m benchmarks.prediction`: Q4_0 1.09, Q8_0 1.08.
-OTHER_WORK = 1.085
+# and what these displace from caches. Measured with `python -m benchmarks.prediction`: Q4_0 1.09, Q8_0 1.12,
+# Q4_K 1.12, Q6_K 1.11, F16 1.17.
+OTHER_WORK = 1.11
+# What a window takes besides, each time: a graph is begun, by threads that slept, with caches that others used.
+# One layer takes so much more than another layer adds, after a pause of 15 ms (one thread 0.2 ms, two 0.3);
+# within a ring of daemons it is 0.3 to 0.5.
+WINDOW_START_S = 0.0003
 CACHES = 2  # so many times the last cache, so that it helps no more than with a model's weights
 
 
@@ -110,6 +115,7 @@ def _measure(
             for name, speed in speeds.items()
         ),
         memory_bandwidth=max(reading),
+        run_s=WINDOW_START_S if is_cpu else 0.0,
         attention_decode=one or 0.0,
         attention_prefill=chunk or 0.0,
         shares_memory=not is_cpu and (device.kind == "igpu" or shares_memory_with_gpu()),
