@@ -119,24 +119,27 @@ bool ImageFile::open(bool direct) {
     return true;
 }
 
-void ImageFile::write(const char* data) {
+// The header comes last: until it is there the file is no image.
+void ImageFile::write(const std::function<const char*(size_t part)>& data_of) {
     std::array<char, kPage> page{};
-    Header header{kMagic, layout_, parts_.size(), 0};
-    for (size_t i = 0; i < parts_.size(); ++i) {
-        const uint64_t sum = checksum(data + parts_[i].offset, parts_[i].length);
-        std::memcpy(page.data() + sizeof header + i * sizeof sum, &sum, sizeof sum);
-    }
-    header.own_sum = checksum(page.data() + sizeof header, kPage - sizeof header);
-    std::memcpy(page.data(), &header, sizeof header);
-
     const std::string name = path_ + "." + std::to_string(::getpid()) + ".new";
     Scratch file{name, ::open(name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
     if (file.descriptor < 0) {
         file.path.clear();
         fail("cannot write ", name);
     }
+    Header header{kMagic, layout_, parts_.size(), 0};
     file.write(page.data(), kPage);
-    file.write(data, size() - kPage);
+    for (size_t i = 0; i < parts_.size(); ++i) {
+        const char* data = data_of(i);
+        const uint64_t sum = checksum(data, parts_[i].length);
+        std::memcpy(page.data() + sizeof header + i * sizeof sum, &sum, sizeof sum);
+        file.write(data, parts_[i].length);
+    }
+    header.own_sum = checksum(page.data() + sizeof header, kPage - sizeof header);
+    std::memcpy(page.data(), &header, sizeof header);
+    if (::lseek(file.descriptor, 0, SEEK_SET) != 0) fail("cannot write ", name);
+    file.write(page.data(), kPage);
     if (!sync_data(file.descriptor)) fail("cannot write ", name);
     forget_cached(file.descriptor, 0, 0);
     if (std::rename(name.c_str(), path_.c_str()) != 0) fail("cannot write ", path_);

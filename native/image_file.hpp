@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -29,9 +30,9 @@ class ImageFile {
     // Whether there is an image of this layout; opens it. The parts' content is not looked at. Some file
     // systems refuse direct reads only when they are asked for one.
     bool open() { return open(true) || open(false); }
-    // Writes the parts, which lie at `data` as in the image, under a temporary name, then opens it. Throws
-    // WindowFailure.
-    void write(const char* data);
+    // Writes what `data_of` gives for each part, in order, under a temporary name, then opens it. What it
+    // gives has to last until it is asked again. Throws WindowFailure.
+    void write(const std::function<const char*(size_t part)>& data_of);
     // `length` bytes of a part, from `from` on; all in whole pages, also `to`. Throws WindowFailure.
     void read(size_t part, uint64_t from, char* to, uint64_t length) const;
     // Throws WindowFailure unless `data` is what was written as this part.

@@ -132,15 +132,25 @@ bool LayerWeights::bring_home_from_image(const Parts& parts) {
 }
 
 void LayerWeights::make_image(ComposedFile& file) {
-    const Parts borrowed = missing(all());
-    try {
-        fill(file, borrowed);
-        image_.write(home());
-    } catch (const WindowFailure&) {
+    Parts borrowed(weights_.size(), false);  // one at a time
+    const auto give_back = [&] {
         drop(borrowed);
+        borrowed.assign(weights_.size(), false);
+    };
+    try {
+        image_.write([&](size_t part) {
+            give_back();
+            if (!home_[part]) {
+                borrowed[part] = true;
+                fill(file, borrowed);
+            }
+            return home() + parts_[part].offset;
+        });
+    } catch (const WindowFailure&) {
+        give_back();
         throw;
     }
-    drop(borrowed);
+    give_back();
 }
 
 void LayerWeights::leave_home(const Parts& kept) {
