@@ -187,6 +187,7 @@ bool OutputRows::makes(const ggml_tensor* node) const {
     const auto is_it = [this](const ggml_tensor* one) {
         return one != nullptr && (one == matrix_ || one->view_src == matrix_);
     };
+    if (node->ne[1] == 0) return false;  // no token of the batch wants logits
     if (std::none_of(std::begin(node->src), std::end(node->src), is_it)) return false;
     if (node->op == GGML_OP_GET_ROWS) return false;  // of token 0, and what is read there is written over
     const ggml_tensor* input = node->src[1];
@@ -213,7 +214,6 @@ void OutputRows::compute(const Weight& slice) {
     const ggml_tensor* input = node_->src[1];
     const int64_t n_tokens = node_->ne[1];
     const int64_t rows = slice.tensor->ne[1];
-    if (n_tokens == 0) return;
     const ggml_context_ptr context = small_context(3, 4);
     // The input as a leaf, or all that leads to it would be computed again.
     ggml_tensor* leaf = ggml_new_tensor_2d(context.get(), input->type, input->ne[0], input->ne[1]);

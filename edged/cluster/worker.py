@@ -54,11 +54,12 @@ class _WindowKey:
     first: int
     last: int
     gpu_layers: int
+    streams_output: bool
     context: ContextOptions
 
     @classmethod
     def of(cls, plan: Plan, hop: Hop) -> _WindowKey:
-        return cls(plan.model, hop.first, hop.last, hop.gpu_layers, plan.context)
+        return cls(plan.model, hop.first, hop.last, hop.gpu_layers, hop.streams_output, plan.context)
 
 
 class Worker:
@@ -279,7 +280,7 @@ class Worker:
             window.apply(KvOp("clear"))
             self._place_window(window, placing)
             return
-        source = compose(manifest, self._catalogue, key.first, key.last)
+        source = compose(manifest, self._catalogue, key.first, key.last, fed=key.streams_output)
         self._windows[key] = self._load_window(
             source, key.context, placing, lambda _: self._give_up_if_overtaken(epoch)
         )
