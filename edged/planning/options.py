@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.planning.cost import LARGEST_TENSOR, visit
+from edged.planning.cost import visit
 from edged.planning.deal import Deal
 from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop
+from edged.planning.streamed import LARGEST_TENSOR
 
 Grid = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ import pytest
 from edged.backend.native import load_window
 from edged.backend.residency import Placing
 from edged.backend.source import WindowSource
-from edged.backend.window import Batch, Window
+from edged.backend.window import Batch, KvOp, Window
 from edged.cluster.assignment import Assignment
 from edged.cluster.worker import Worker
-from edged.errors import EdgedError, MissingPartError, RingError
+from edged.errors import EdgedError, MissingPartError, RingError, WindowError
 from edged.planning.plan import ContextOptions, Hop, Plan
 from edged.ring.memory import MemoryNetwork
 from edged.ring.ring import Result
@@ -253,9 +253,12 @@ def test_only_what_is_prepared_is_activated(household: Household) -> None:
 
 def test_release_frees_memory_and_tells_the_neighbours(household: Household) -> None:
     household.run(household.plan(1, ("head", 0, 2), ("a", 2, 5), ("head", 5, 6)))
-    assert household.workers["a"].memory_held > 0
+    windows = list(household.workers["a"]._windows.values())
+    assert windows
     household.workers["a"].release(1)
-    assert household.workers["a"].memory_held == 0
+    assert not household.workers["a"]._windows
+    with pytest.raises(WindowError, match="closed"):
+        windows[0].apply(KvOp("clear"))
     assert household.broken.get(timeout=10)[0] == 1
 
 
