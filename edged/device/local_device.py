@@ -51,7 +51,7 @@ def own_memory() -> int:
 
 
 def memory_budget(cap: int | None) -> int:
-    """Bytes edged may hold in layers and caches: what is free now and what it has taken itself, within limits.
+    """Bytes edged may hold in layers and caches: what is free and what it took itself, within limits.
 
     So it is the same before and after a model is loaded. What counts is what was taken in fact: a part of
     what windows ask for is never touched. Swap counts for nothing: weights in it would be read back for
