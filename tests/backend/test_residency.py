@@ -14,7 +14,7 @@ from edged.errors import WindowError
 from edged.planning.streamed import spread
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
-from tests.backend.bench import CONTEXT, CUTS, MIXTURE, PROMPT, SHAPE, MakeBench
+from tests.backend.bench import CONTEXT, CUTS, MIXTURE, PROMPT, SHAPE, Bench, MakeBench
 from tests.models.architectures import FAMILIES
 
 
@@ -224,6 +224,42 @@ def test_lost_experts_are_made_again_or_the_run_fails(make_bench: MakeBench, tmp
         bench.run(0, PROMPT)
     (tmp_path / "away").rename(parts)
     bench.check()
+
+
+def test_a_damaged_expert_is_noticed_when_it_is_first_read(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench("qwen3moe", "Q4_0", 2**23, MIXTURE)
+    bench.load([0, 4], [1, 3])
+    bench.close()
+    good = {image: image.read_bytes() for image in bench.images.iterdir()}
+    first = min(expert_bytes(bench, number) for number in (1, 3))
+
+    def damage() -> None:
+        for image, content in good.items():
+            spoilt = bytearray(content)
+            for at in range(len(spoilt) - first // 2, 0, -first):  # a bit of every expert
+                spoilt[at] ^= 1
+            spoilt[:8192] = content[:8192]
+            image.write_bytes(spoilt)
+
+    damage()
+    bench.load([0, 4], [1, 3])
+    bench.check()
+    assert {image: image.read_bytes() for image in good} == good
+    bench.close()
+    damage()
+    bench.load([0, 4], [1, 3])
+    parts = bench.model.home / "store" / "parts"
+    parts.rename(tmp_path / "away")
+    with pytest.raises(WindowError, match=r"is damaged; and it cannot be made again.*bring the model"):
+        bench.run(0, PROMPT)
+    (tmp_path / "away").rename(parts)
+    bench.check()
+
+
+def expert_bytes(bench: Bench, layer: int) -> int:
+    """Of the smallest tensor with experts."""
+    tensors = bench.manifest.layer(layer).tensors
+    return min(one.nbytes // one.shape[2] for one in tensors if "_exps." in one.name)
 
 
 def test_an_image_is_written_once(make_bench: MakeBench) -> None:

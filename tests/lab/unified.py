@@ -1,6 +1,6 @@
-"""Directories laid out as the kernel documents cgroups of version 2.
+"""Directories laid out as the kernel documents cgroups of version 2 (admin-guide/cgroup-v2 of its source).
 
-See Documentation/admin-guide/cgroup-v2.rst in its source. For machines whose memory controller is with version 1: a controller cannot be in both at a time.
+For machines whose memory controller is with version 1: a controller cannot be in both at a time.
 """
 
 from __future__ import annotations
