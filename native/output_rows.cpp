@@ -132,7 +132,7 @@ void OutputRows::look_at(const llama_model* model) {
 }
 
 llama_model_tensor_buft_override OutputRows::elsewhere() const {
-    return {pattern_.c_str(), unheld_buffer_type()};
+    return {pattern_.c_str(), unheld_large_buffer_type()};
 }
 
 ggml_tensor* OutputRows::slice_of(int64_t rows) {
