@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "error.hpp"
@@ -33,7 +34,9 @@ struct Header {
 constexpr size_t kMostSums = 1U << 20;
 
 [[noreturn]] void fail(const char* what, const std::string& path) {
-    throw WindowFailure(std::string(what) + path + ": " + std::strerror(errno));
+    const bool full = errno == ENOSPC || errno == EDQUOT;
+    throw WindowFailure(std::string(what) + path + ": " + std::strerror(errno) +
+                        (full ? "; free some space there, or allow more memory (--memory)" : ""));
 }
 
 // Closes the descriptor, and removes the file unless it was renamed.
@@ -137,6 +140,8 @@ bool ImageFile::open(bool direct) {
 void ImageFile::write(const std::function<const char*(size_t part)>& data_of) {
     std::vector<char> top(header_bytes(), 0);
     const std::string name = path_ + "." + std::to_string(::getpid()) + ".new";
+    std::error_code ignored;  // if there is no folder then, it is said of the file
+    std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), ignored);
     Scratch file{name, ::open(name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
     if (file.descriptor < 0) {
         file.path.clear();

@@ -109,6 +109,7 @@ class Worker:
         self._windows: dict[_WindowKey, Window] = {}
         self._stage: Stage | Ring | None = None
         self._manifest: Manifest | None = None
+        self._last_failure = ""
 
     @property
     def epoch(self) -> int:
@@ -288,8 +289,13 @@ class Worker:
             self._on_broken(plan.epoch, error)
 
         if plan.head == self._device:
-            return Ring(plan, windows, self._transport, self._on_result, broken)
-        return Stage(plan, self._device, windows, self._transport, broken)
+            return Ring(plan, windows, self._transport, self._on_result, broken, self._window_failed)
+        return Stage(plan, self._device, windows, self._transport, broken, on_failure=self._window_failed)
+
+    def _window_failed(self, message: str) -> None:
+        if message != self._last_failure:  # one that lasts is said once
+            self._last_failure = message
+            self._say(f"a request failed on this device: {message}")
 
     def _leave(self) -> None:
         if self._stage is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -306,8 +307,29 @@ def test_an_image_that_vanishes_is_made_again_from_the_part(make_bench: MakeBenc
     for image in bench.images.iterdir():
         os.truncate(image, 4096)  # those who have it open find it empty
         image.unlink()
+    bench.images.rmdir()
     bench.check()
     assert len(list(bench.images.iterdir())) == SHAPE.n_layers
+
+
+@pytest.mark.root
+def test_a_full_disk_is_said_and_no_obstacle_once_there_is_room(make_bench: MakeBench) -> None:
+    bench = make_bench(read_ahead=0)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(bench.images)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with pytest.raises(WindowError, match=r"No space left.*free some space there, or allow more memory"):
+            bench.load([0, 6], range(6))
+        assert all(image.suffix == ".image" for image in bench.images.iterdir())  # nothing half-written
+        subprocess.run(["mount", "-o", "remount,size=64m", str(bench.images)], check=True)
+        bench.load([0, 6], range(6))
+        bench.check()
+        bench.close()
+    finally:
+        subprocess.run(["umount", "-l", str(bench.images)], check=True)
 
 
 def test_without_image_and_part_the_run_fails_and_recovers_when_the_part_is_back(
