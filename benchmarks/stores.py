@@ -9,17 +9,18 @@ from pathlib import Path
 
 from benchmarks.models import folder
 from edged.cli.import_model import import_file
+from edged.store.catalogue import Catalogue
 from tests.lab.disk import forget
 
 MODEL = "benchmark"
 
 
 def prepared_store(model: Path) -> Path:
-    """A home directory whose store holds `model`, made once and kept."""
+    """A home directory whose store holds `model`, made once and kept as long as it can be read."""
     home = folder() / f"store-{model.stem}"
     done = home / "imported"
     stamp = f"{model.stat().st_size} {model.stat().st_mtime_ns}"
-    if not done.exists() or done.read_text() != stamp:
+    if not done.exists() or done.read_text() != stamp or not Catalogue(home).models():
         shutil.rmtree(home, ignore_errors=True)
         print(f"cutting {model.name}", file=sys.stderr)
         import_file(home, model, MODEL)

@@ -20,12 +20,18 @@ struct Read {
     uint64_t from = 0;
     char* to = nullptr;
     uint64_t length = 0;
+    uint64_t expert = 0;
+    const char* data = nullptr;  // of the expert
+    bool* checked = nullptr;
 };
 
 void read_share(const std::vector<Read>& reads, size_t share) {
     for (size_t i = share; i < reads.size(); i += kReaders) {
         const Read& read = reads[i];
         read.image->read(read.part, read.from, read.to, read.length);
+        if (*read.checked) continue;
+        read.image->check(read.part, read.expert, read.data);
+        *read.checked = true;
     }
 }
 
@@ -120,8 +126,10 @@ void ExpertCache::hold(const std::vector<Experts*>& sets, const std::set<int>& w
             one.last_use = clock_;
             if (one.here) continue;
             const Experts::Range range = set->pages_around(expert);
-            reads.push_back({&set->image_, set->part_, range.from,
-                             set->pages_.data() + set->offset_ + range.from, range.to - range.from});
+            char* const tensor = set->pages_.data() + set->offset_;
+            const auto number = static_cast<uint64_t>(expert);
+            reads.push_back({&set->image_, set->part_, range.from, tensor + range.from, range.to - range.from,
+                             number, tensor + number * set->slice_, &one.checked});
             fresh.push_back(&one);
             bytes += set->slice_;
         }

@@ -27,6 +27,7 @@ class Experts {
     friend class ExpertCache;
     struct Expert {
         bool here = false;
+        bool checked = false;  // once, against the image's checksums
         int holders = 0;
         uint64_t last_use = 0;
     };

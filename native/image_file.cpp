@@ -10,29 +10,33 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "error.hpp"
+#include "pages.hpp"
 #include "system.hpp"
 
 namespace edged {
 
 namespace {
 
-constexpr std::array<char, 8> kMagic{'e', 'd', 'g', 'e', 'd', 'i', 'm', '1'};
+constexpr std::array<char, 8> kMagic{'e', 'd', 'g', 'e', 'd', 'i', 'm', '2'};
 constexpr uint64_t kWriteAtOnce = 4U << 20;  // bytes, before they are sent to the disk and forgotten
 
 struct Header {
     std::array<char, 8> magic = kMagic;
     uint64_t layout = 0;
-    uint64_t n_parts = 0;
-    uint64_t own_sum = 0;  // of what follows the header in its page
+    uint64_t n_sums = 0;
+    uint64_t own_sum = 0;  // of the checksums that follow, to the end of their last page
 };
 
-constexpr size_t kMostParts = (kPage - sizeof(Header)) / sizeof(uint64_t);
+constexpr size_t kMostSums = 1U << 20;
 
 [[noreturn]] void fail(const char* what, const std::string& path) {
-    throw WindowFailure(std::string(what) + path + ": " + std::strerror(errno));
+    const bool full = errno == ENOSPC || errno == EDQUOT;
+    throw WindowFailure(std::string(what) + path + ": " + std::strerror(errno) +
+                        (full ? "; free some space there, or allow more memory (--memory)" : ""));
 }
 
 // Closes the descriptor, and removes the file unless it was renamed.
@@ -81,14 +85,23 @@ uint64_t checksum(const char* data, uint64_t length, uint64_t seed) {
 }
 
 ImageFile::ImageFile(std::string path, uint64_t layout, std::vector<ImagePart> parts)
-    : path_(std::move(path)), layout_(layout), parts_(std::move(parts)) {
-    if (parts_.size() > kMostParts) throw WindowFailure("a layer of too many tensors to be streamed");
+    : path_(std::move(path)), layout_(layout), parts_(std::move(parts)), first_sums_{0} {
+    for (const ImagePart& part : parts_) first_sums_.push_back(first_sums_.back() + part.n_pieces);
+    if (first_sums_.back() > kMostSums) throw WindowFailure("a layer of too many tensors to be streamed");
 }
 
 ImageFile::~ImageFile() = default;
 
+uint64_t ImageFile::header_bytes() const {
+    return (sizeof(Header) + first_sums_.back() * sizeof(uint64_t) + kPage - 1) / kPage * kPage;
+}
+
+uint64_t ImageFile::piece_bytes(size_t part) const {
+    return parts_[part].piece_bytes > 0 ? parts_[part].piece_bytes : parts_[part].length;
+}
+
 uint64_t ImageFile::size() const {
-    return parts_.empty() ? kPage : kPage + parts_.back().offset + parts_.back().length;
+    return header_bytes() + (parts_.empty() ? 0 : parts_.back().offset + parts_.back().length);
 }
 
 std::shared_ptr<const ImageFile::Opened> ImageFile::opened() const {
@@ -106,37 +119,49 @@ bool ImageFile::open(bool direct) {
         static_cast<uint64_t>(status.st_size) != size()) {
         return false;
     }
-    alignas(kPage) std::array<char, kPage> page;
-    if (::pread(file->descriptor, page.data(), kPage, 0) != static_cast<ssize_t>(kPage)) return false;
+    Pages pages(header_bytes());
+    const char* const data = pages.data();
+    if (::pread(file->descriptor, pages.data(), pages.size(), 0) != static_cast<ssize_t>(pages.size())) {
+        return false;
+    }
     Header header;
-    std::memcpy(&header, page.data(), sizeof header);
-    if (header.magic != kMagic || header.layout != layout_ || header.n_parts != parts_.size()) return false;
-    if (header.own_sum != checksum(page.data() + sizeof header, kPage - sizeof header)) return false;
-    file->sums.resize(parts_.size());
-    std::memcpy(file->sums.data(), page.data() + sizeof header, parts_.size() * sizeof(uint64_t));
+    std::memcpy(&header, data, sizeof header);
+    if (header.magic != kMagic || header.layout != layout_ || header.n_sums != first_sums_.back())
+        return false;
+    if (header.own_sum != checksum(data + sizeof header, pages.size() - sizeof header)) return false;
+    file->sums.resize(first_sums_.back());
+    std::memcpy(file->sums.data(), data + sizeof header, file->sums.size() * sizeof(uint64_t));
     const std::lock_guard guard(lock_);
     opened_ = std::move(file);
     return true;
 }
 
-void ImageFile::write(const char* data) {
-    std::array<char, kPage> page{};
-    Header header{kMagic, layout_, parts_.size(), 0};
-    for (size_t i = 0; i < parts_.size(); ++i) {
-        const uint64_t sum = checksum(data + parts_[i].offset, parts_[i].length);
-        std::memcpy(page.data() + sizeof header + i * sizeof sum, &sum, sizeof sum);
-    }
-    header.own_sum = checksum(page.data() + sizeof header, kPage - sizeof header);
-    std::memcpy(page.data(), &header, sizeof header);
-
+// The header comes last: until it is there the file is no image.
+void ImageFile::write(const std::function<const char*(size_t part)>& data_of) {
+    std::vector<char> top(header_bytes(), 0);
     const std::string name = path_ + "." + std::to_string(::getpid()) + ".new";
+    std::error_code ignored;  // if there is no folder then, it is said of the file
+    std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), ignored);
     Scratch file{name, ::open(name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
     if (file.descriptor < 0) {
         file.path.clear();
         fail("cannot write ", name);
     }
-    file.write(page.data(), kPage);
-    file.write(data, size() - kPage);
+    Header header{kMagic, layout_, first_sums_.back(), 0};
+    file.write(top.data(), top.size());
+    for (size_t part = 0; part < parts_.size(); ++part) {
+        const char* data = data_of(part);
+        for (uint64_t piece = 0; piece < parts_[part].n_pieces; ++piece) {
+            const uint64_t sum = checksum(data + piece * piece_bytes(part), piece_bytes(part));
+            const size_t number = first_sums_[part] + piece;
+            std::memcpy(top.data() + sizeof header + number * sizeof sum, &sum, sizeof sum);
+        }
+        file.write(data, parts_[part].length);
+    }
+    header.own_sum = checksum(top.data() + sizeof header, top.size() - sizeof header);
+    std::memcpy(top.data(), &header, sizeof header);
+    if (::lseek(file.descriptor, 0, SEEK_SET) != 0) fail("cannot write ", name);
+    file.write(top.data(), top.size());
     if (!sync_data(file.descriptor)) fail("cannot write ", name);
     forget_cached(file.descriptor, 0, 0);
     if (std::rename(name.c_str(), path_.c_str()) != 0) fail("cannot write ", path_);
@@ -147,7 +172,7 @@ void ImageFile::write(const char* data) {
 void ImageFile::read(size_t part, uint64_t from, char* to, uint64_t length) const {
     const auto file = opened();
     if (!file) throw WindowFailure("cannot open " + path_);
-    uint64_t offset = kPage + parts_[part].offset + from;
+    uint64_t offset = header_bytes() + parts_[part].offset + from;
     const off_t begin = static_cast<off_t>(offset);
     const uint64_t whole = length;
     while (length > 0) {
@@ -163,9 +188,17 @@ void ImageFile::read(size_t part, uint64_t from, char* to, uint64_t length) cons
 }
 
 void ImageFile::check(size_t part, const char* data) const {
+    for (uint64_t piece = 0; piece < parts_[part].n_pieces; ++piece) {
+        check(part, piece, data + piece * piece_bytes(part));
+    }
+}
+
+void ImageFile::check(size_t part, uint64_t piece, const char* data) const {
     const auto file = opened();
     if (!file) throw WindowFailure("cannot open " + path_);
-    if (checksum(data, parts_[part].length) != file->sums[part]) throw WindowFailure(path_ + " is damaged");
+    if (checksum(data, piece_bytes(part)) != file->sums[first_sums_[part] + piece]) {
+        throw WindowFailure(path_ + " is damaged");
+    }
 }
 
 }  // namespace edged

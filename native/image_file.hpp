@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -10,10 +11,12 @@
 
 namespace edged {
 
-// One tensor's place in an image; whole pages.
+// One tensor's place in an image; whole pages. Pieces of it that are read alone are checked alone.
 struct ImagePart {
     uint64_t offset = 0;
     uint64_t length = 0;
+    uint64_t n_pieces = 1;
+    uint64_t piece_bytes = 0;  // 0: all of them together are the part
 };
 
 class ImageFile {
@@ -29,23 +32,27 @@ class ImageFile {
     // Whether there is an image of this layout; opens it. The parts' content is not looked at. Some file
     // systems refuse direct reads only when they are asked for one.
     bool open() { return open(true) || open(false); }
-    // Writes the parts, which lie at `data` as in the image, under a temporary name, then opens it. Throws
-    // WindowFailure.
-    void write(const char* data);
+    // Writes what `data_of` gives for each part, in order, under a temporary name, then opens it. What it
+    // gives has to last until it is asked again. Throws WindowFailure.
+    void write(const std::function<const char*(size_t part)>& data_of);
     // `length` bytes of a part, from `from` on; all in whole pages, also `to`. Throws WindowFailure.
     void read(size_t part, uint64_t from, char* to, uint64_t length) const;
-    // Throws WindowFailure unless `data` is what was written as this part.
+    // Throws WindowFailure unless `data` is what was written as this part, or as one piece of it.
     void check(size_t part, const char* data) const;
+    void check(size_t part, uint64_t piece, const char* data) const;
 
   private:
     struct Opened;
+    uint64_t header_bytes() const;
+    uint64_t piece_bytes(size_t part) const;
     bool open(bool direct);
     std::shared_ptr<const Opened> opened() const;
 
     const std::string path_;
     const uint64_t layout_;
     const std::vector<ImagePart> parts_;
-    mutable std::mutex lock_;  // of opened_: an image may be written anew while others read it
+    std::vector<size_t> first_sums_;  // of each part among all pieces, and the number of pieces
+    mutable std::mutex lock_;         // of opened_: an image may be written anew while others read it
     std::shared_ptr<const Opened> opened_;
 };
 

@@ -2,12 +2,6 @@
 
 namespace edged {
 
-bool is_of_experts(const Weight& weight) {
-    const ggml_tensor& tensor = *weight.tensor;
-    return weight.name.find("_exps.") != std::string::npos && tensor.ne[2] > 1 && tensor.ne[3] == 1 &&
-           weight.memory_bytes == static_cast<uint64_t>(tensor.ne[2]) * tensor.nb[2];
-}
-
 LayerExperts::LayerExperts(std::vector<Weight*> weights, const std::string& image_stem, ExpertCache& cache)
     : weights_(std::move(weights), image_stem + "-experts"), cache_(cache) {}
 

@@ -13,9 +13,6 @@
 
 namespace edged {
 
-// Whether the weight is a tensor of many experts, each of which is computed with on its own.
-bool is_of_experts(const Weight& weight);
-
 class LayerExperts {
   public:
     LayerExperts(std::vector<Weight*> weights, const std::string& image_stem, ExpertCache& cache);

@@ -15,6 +15,10 @@ std::vector<ImagePart> parts_of(const std::vector<Weight*>& weights) {
     uint64_t at = 0;
     for (const Weight* weight : weights) {
         parts.push_back({at, whole_pages(weight->memory_bytes)});
+        if (is_of_experts(*weight)) {
+            parts.back().n_pieces = static_cast<uint64_t>(weight->tensor->ne[2]);
+            parts.back().piece_bytes = weight->tensor->nb[2];
+        }
         at += parts.back().length;
     }
     return parts;
@@ -41,6 +45,12 @@ std::string hexadecimal(uint64_t number) {
 }
 
 }  // namespace
+
+bool is_of_experts(const Weight& weight) {
+    const ggml_tensor& tensor = *weight.tensor;
+    return weight.name.find("_exps.") != std::string::npos && tensor.ne[2] > 1 && tensor.ne[3] == 1 &&
+           weight.memory_bytes == static_cast<uint64_t>(tensor.ne[2]) * tensor.nb[2];
+}
 
 LayerWeights::LayerWeights(std::vector<Weight*> weights, const std::string& image_stem)
     : weights_(std::move(weights)),
@@ -132,15 +142,25 @@ bool LayerWeights::bring_home_from_image(const Parts& parts) {
 }
 
 void LayerWeights::make_image(ComposedFile& file) {
-    const Parts borrowed = missing(all());
-    try {
-        fill(file, borrowed);
-        image_.write(home());
-    } catch (const WindowFailure&) {
+    Parts borrowed(weights_.size(), false);  // one at a time
+    const auto give_back = [&] {
         drop(borrowed);
+        borrowed.assign(weights_.size(), false);
+    };
+    try {
+        image_.write([&](size_t part) {
+            give_back();
+            if (!home_[part]) {
+                borrowed[part] = true;
+                fill(file, borrowed);
+            }
+            return home() + parts_[part].offset;
+        });
+    } catch (const WindowFailure&) {
+        give_back();
         throw;
     }
-    drop(borrowed);
+    give_back();
 }
 
 void LayerWeights::leave_home(const Parts& kept) {

@@ -13,6 +13,9 @@
 
 namespace edged {
 
+// Whether the weight is a tensor of many experts, each of which is computed with on its own.
+bool is_of_experts(const Weight& weight);
+
 class LayerWeights {
   public:
     // The image's name is `image_stem` and what tells the layout.

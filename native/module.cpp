@@ -27,7 +27,7 @@ using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using SegmentTuple = std::tuple<uint64_t, uint64_t, std::optional<std::string>, uint64_t>;
 using ResidencyTuple = std::tuple<std::shared_ptr<edged::Streamer>, std::string, std::vector<std::string>,
-                                  std::vector<int64_t>, uint64_t>;
+                                  std::vector<int64_t>, uint64_t, std::string>;
 using EmbeddingTuple = std::tuple<std::string, uint64_t, int, int64_t, int64_t>;
 using TapTuple = std::tuple<std::string, std::string, std::string, int64_t, int64_t>;
 using FactorTuple = std::tuple<std::string, float, float>;
@@ -122,8 +122,8 @@ void load(edged::Window* window, int first, int last, int64_t n_embd, int64_t n_
     edged::WindowOptions options{n_ctx,   n_seq_max,       n_ubatch,     n_threads, n_threads,
                                  kv_type, flash_attention, n_gpu_layers, rehearsal, std::nullopt};
     if (residency) {
-        const auto& [streamer, images, keys, streamed, spare] = *residency;
-        options.residency = edged::ResidencyOptions{streamer, images, keys, streamed, spare};
+        const auto& [streamer, images, keys, streamed, spare, output] = *residency;
+        options.residency = edged::ResidencyOptions{streamer, images, keys, streamed, spare, output};
     }
 
     // An exception in the callback ends the load and is raised once llama.cpp has cleaned up.

@@ -19,10 +19,12 @@ const ggml_tensor* root_of(const ggml_tensor* tensor) {
 
 }  // namespace
 
-Residency::Residency(ResidencyOptions options, int order, Placement placement, MakeFile make_file)
+Residency::Residency(ResidencyOptions options, int order, Placement placement,
+                     std::unique_ptr<OutputRows> output, MakeFile make_file)
     : options_(std::move(options)),
       order_(order),
       placement_(std::move(placement)),
+      output_(std::move(output)),
       make_file_(std::move(make_file)) {}
 
 Residency::~Residency() {
@@ -30,13 +32,41 @@ Residency::~Residency() {
     options_.streamer->spend(this, 0);
 }
 
+const llama_model_tensor_buft_override* Residency::overrides() {
+    const llama_model_tensor_buft_override* layers = placement_.overrides();
+    if (!output_) return layers;
+    overrides_ = {output_->elsewhere()};
+    do overrides_.push_back(*layers);
+    while ((layers++)->pattern != nullptr);
+    return overrides_.data();
+}
+
+std::vector<std::pair<uint64_t, uint64_t>> Residency::ranges() const {
+    std::vector<std::pair<uint64_t, uint64_t>> ranges = placement_.ranges();
+    if (output_) ranges.push_back(output_->range());
+    std::sort(ranges.begin(), ranges.end());
+    return ranges;
+}
+
+bool Residency::is_stand_in(ggml_backend_buffer_t buffer) const {
+    return placement_.is_stand_in(buffer) || (output_ && output_->is_stand_in(buffer));
+}
+
+std::vector<int64_t> Residency::streamed() const {
+    return {streamed_.begin(), streamed_.lower_bound(static_cast<int64_t>(options_.keys.size()))};
+}
+
+// What is to be streamed, of `layers_`.
 std::set<int64_t> Residency::checked(const std::vector<int64_t>& layers) const {
+    const auto n_layers = static_cast<int64_t>(options_.keys.size());
     for (const int64_t layer : layers) {
-        if (layer < 0 || layer >= static_cast<int64_t>(layers_.size())) {
+        if (layer < 0 || layer >= n_layers) {
             throw WindowFailure("the window has no " + layer_name(layer) + " to be streamed");
         }
     }
-    return {layers.begin(), layers.end()};
+    std::set<int64_t> wanted(layers.begin(), layers.end());
+    if (output_) wanted.insert(n_layers);
+    return wanted;
 }
 
 void Residency::load(const llama_model* model, const std::function<bool(float)>& report) {
@@ -48,6 +78,10 @@ void Residency::load(const llama_model* model, const std::function<bool(float)>&
     }
     if (layer_of_.size() != placement_.weights().size()) {
         throw WindowFailure("the window has more layers than it has names for their images");
+    }
+    if (output_) {
+        output_->adopt(model, slot_bytes_, static_cast<int>(layers_.size()));
+        add_layer(output_->slices(), options_.images + "/" + options_.output_key);
     }
     uint64_t total = 0;
     for (const Layer& layer : layers_) {
@@ -309,12 +343,20 @@ void Residency::begin_run(const std::atomic<bool>& cancelled) {
 }
 
 void Residency::end_run() {
+    if (output_) output_->put_back();
     let_go(true);
     for (const auto& unit : units_) unit->used = 0;
     cancelled_ = nullptr;
 }
 
 bool Residency::on_ask(ggml_tensor* node) {
+    bool is_output = false;
+    try {
+        is_output = output_ && output_->makes(node);
+    } catch (const WindowFailure& failure) {
+        failure_ = failure.what();
+    }
+    if (is_output) output_->take_out(node);
     if (surveying_) {
         Step step{ggml_get_name(node), node->op != GGML_OP_RMS_NORM, {}};  // it is computed with the next one
         for (const ggml_tensor* source : node->src) {
@@ -322,9 +364,13 @@ bool Residency::on_ask(ggml_tensor* node) {
                 step.weights.push_back(root_of(source));
             }
         }
+        if (is_output) {
+            for (const Weight* slice : output_->slices()) step.weights.push_back(slice->tensor);
+        }
         steps_.push_back(std::move(step));
-        return false;
+        return !failure_.empty();
     }
+    if (is_output) return true;
     if (!moved_) return false;
     for (ggml_tensor* source : node->src) {
         if (source == nullptr) continue;
@@ -344,7 +390,25 @@ bool Residency::on_ask(ggml_tensor* node) {
     return !failure_.empty() || (!stops_.empty() && stops_.count(ggml_get_name(node)) > 0);
 }
 
-void Residency::on_stop() { let_go(false); }
+void Residency::on_stop() {
+    let_go(false);
+    if (output_ && output_->is_out() && !surveying_) compute_output();
+}
+
+void Residency::compute_output() {
+    for (const Weight* slice : output_->slices()) {
+        if (failure_.empty()) use(slice->tensor);
+        if (!failure_.empty()) return;
+        try {
+            output_->compute(*slice);
+        } catch (const WindowFailure& failure) {
+            failure_ = failure.what();
+        }
+        if (*cancelled_) failure_ = "the run was cancelled";
+        let_go(false);
+    }
+    output_->put_back();
+}
 
 void Residency::use(const ggml_tensor* weight) {
     const auto found = unit_of_.find(weight);

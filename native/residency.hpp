@@ -22,6 +22,7 @@
 
 #include "layer_experts.hpp"
 #include "layer_weights.hpp"
+#include "output_rows.hpp"
 #include "pages.hpp"
 #include "placement.hpp"
 #include "streamer.hpp"
@@ -34,6 +35,7 @@ struct ResidencyOptions {
     std::vector<std::string> keys;  // per layer: a name that changes with its content
     std::vector<int64_t> streamed;  // layers, counted from the window's first
     uint64_t spare = 0;             // bytes that tensors of these may take for good
+    std::string output_key;         // of the output matrix, where it is streamed too; else empty
     bool lock = true;
 };
 
@@ -47,15 +49,21 @@ class Residency {
   public:
     using MakeFile = std::function<ComposedFile()>;
 
-    // `order`: of this window among those of the device. `make_file` opens the model's files anew.
-    Residency(ResidencyOptions options, int order, Placement placement, MakeFile make_file);
+    // `order`: of this window among those of the device. `make_file` opens the model's files anew. `output`:
+    // of the window that ends a model, if its output matrix is streamed as long as there is the window.
+    Residency(ResidencyOptions options, int order, Placement placement, std::unique_ptr<OutputRows> output,
+              MakeFile make_file);
     ~Residency();
     Residency(const Residency&) = delete;
     Residency& operator=(const Residency&) = delete;
 
-    Placement& placement() { return placement_; }
+    // For llama_model_params, and for ComposedFile::pass_over.
+    const llama_model_tensor_buft_override* overrides();
+    std::vector<std::pair<uint64_t, uint64_t>> ranges() const;
+    // Buffers that stand for a layout only.
+    bool is_stand_in(ggml_backend_buffer_t buffer) const;
     ResidencyBytes bytes() const;
-    std::vector<int64_t> streamed() const { return {streamed_.begin(), streamed_.end()}; }
+    std::vector<int64_t> streamed() const;
 
     // Brings the layers of the loaded window to where they belong; `report` gets the share done, and returns
     // false to give up. Throws WindowFailure.
@@ -103,6 +111,7 @@ class Residency {
     using Files = std::function<ComposedFile&()>;  // the model's, opened when they are needed
 
     void add_layer(std::vector<Weight*> weights, const std::string& image_stem);
+    void compute_output();
     void send_out(Layer& layer, const LayerWeights::Parts& kept, const Files& files);
     void call_in(LayerWeights& weights, const LayerWeights::Parts& parts, const Files& files);
     std::vector<LayerWeights::Parts> kept_of(const std::set<int64_t>& streamed, uint64_t spare) const;
@@ -120,10 +129,12 @@ class Residency {
     const ResidencyOptions options_;
     const int order_;
     Placement placement_;
+    const std::unique_ptr<OutputRows> output_;
+    std::vector<llama_model_tensor_buft_override> overrides_;
     const MakeFile make_file_;
     Pages pages_;
-    Pages nothing_;  // what streamed weights point to while they are not there
-    std::vector<Layer> layers_;
+    Pages nothing_;              // what streamed weights point to while they are not there
+    std::vector<Layer> layers_;  // the output matrix, if it is streamed, counts as one more
     std::unordered_map<const ggml_tensor*, LayerExperts*> experts_of_;
     std::unordered_map<const ggml_tensor*, LayerWeights*> layer_of_;
     std::set<int64_t> streamed_;

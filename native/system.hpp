@@ -27,6 +27,9 @@ void forget_cached(int descriptor, off_t offset, off_t length);
 // Writes what is in memory of the file to the disk; false and errno if it cannot.
 bool sync_data(int descriptor);
 
+// The descriptor of a file of so many bytes that is in memory only; -1 where there is no such thing.
+int memory_file(uint64_t bytes);
+
 // What the calling thread is called in a list of threads; at most 15 characters.
 void name_thread(const char* name);
 

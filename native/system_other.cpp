@@ -17,4 +17,6 @@ bool sync_data(int descriptor) { return ::fsync(descriptor) == 0; }
 
 void name_thread(const char* name) { ::pthread_setname_np(name); }
 
+int memory_file(uint64_t) { return -1; }
+
 }  // namespace edged

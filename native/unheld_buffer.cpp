@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "pages.hpp"
+#include "shared_pages.hpp"
 
 // The interface of a backend's buffers is ggml's own; these are the parts that are used here, as ggml has
 // them in the one version that the build is pinned to.
@@ -81,7 +82,34 @@ ggml_backend_buffer_t allocate(ggml_backend_buffer_type_t type, size_t size) {
     }
 }
 
+SharedPages& shared(ggml_backend_buffer_t buffer) { return *static_cast<SharedPages*>(buffer->context); }
+
+ggml_backend_buffer_t allocate_large(ggml_backend_buffer_type_t type, size_t size) {
+    ggml_backend_buffer_i interface{};
+    interface.free_buffer = [](ggml_backend_buffer_t buffer) { delete &shared(buffer); };
+    interface.get_base = [](ggml_backend_buffer_t buffer) -> void* { return shared(buffer).data(); };
+    interface.set_tensor = set_tensor;
+    interface.clear = clear;
+    try {
+        return ggml_backend_buffer_init(type, interface, new SharedPages(size), size);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
 }  // namespace
+
+ggml_backend_buffer_type_t unheld_large_buffer_type() {
+    static ggml_backend_buffer_type type{[](ggml_backend_buffer_type_t) { return "unheld, large"; },
+                                         allocate_large,
+                                         alignment,
+                                         nullptr,
+                                         nullptr,
+                                         [](ggml_backend_buffer_type_t) { return true; },
+                                         nullptr,
+                                         nullptr};
+    return &type;
+}
 
 ggml_backend_buffer_type_t unheld_buffer_type() {
     static ggml_backend_buffer_type type{name,    allocate, alignment, nullptr,

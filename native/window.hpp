@@ -108,6 +108,7 @@ class Window {
     void close();
 
   private:
+    std::unique_ptr<OutputRows> output_rows(ComposedFile& file) const;
     void load(const WindowSource& source, const Progress& progress);
     void create_context();
     void survey();

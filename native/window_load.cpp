@@ -159,6 +159,14 @@ Window::Window(WindowSource source, WindowOptions options, const Progress& progr
     if (!options_.rehearsal) survey();
 }
 
+std::unique_ptr<OutputRows> Window::output_rows(ComposedFile& file) const {
+    if (options_.residency->output_key.empty()) return nullptr;
+    if (!ends_ || reads_tokens_) {
+        throw WindowFailure("the output matrix can only be streamed where it is held for nothing else");
+    }
+    return std::make_unique<OutputRows>(file, static_cast<int>(options_.n_threads));
+}
+
 void Window::load(const WindowSource& source, const Progress& progress) {
     ComposedFile file(source.header, source.segments);
     const std::unique_ptr<FILE, int (*)(FILE*)> stream(open_stream(file), std::fclose);
@@ -174,15 +182,16 @@ void Window::load(const WindowSource& source, const Progress& progress) {
     const Progress halfway = [&](float) { return progress(0.0F); };  // what takes long comes after
     if (options_.residency) {
         try {
-            residency_ = std::make_unique<Residency>(*options_.residency, first_, Placement(file),
-                                                     [header = source.header, segments = source.segments] {
-                                                         return ComposedFile(header, segments);
-                                                     });
+            residency_ =
+                std::make_unique<Residency>(*options_.residency, first_, Placement(file), output_rows(file),
+                                            [header = source.header, segments = source.segments] {
+                                                return ComposedFile(header, segments);
+                                            });
         } catch (const WindowFailure& failure) {
             throw WindowFailure("cannot load " + layers(first_, last_) + ": " + failure.what());
         }
-        file.pass_over(residency_->placement().ranges());
-        params.tensor_buft_overrides = residency_->placement().overrides();
+        file.pass_over(residency_->ranges());
+        params.tensor_buft_overrides = residency_->overrides();
     }
     if (progress) {
         params.progress_callback = on_progress;
@@ -275,9 +284,8 @@ void Window::survey() {
     llama_memory_clear(llama_get_memory(context_.get()), true);
 
     if (!problem.empty()) throw WindowFailure(layers(first_, last_) + ": " + problem);
-    memory_ = census.total([&](ggml_backend_buffer_t buffer) {
-        return residency_ && residency_->placement().is_stand_in(buffer);
-    });
+    memory_ = census.total(
+        [&](ggml_backend_buffer_t buffer) { return residency_ && residency_->is_stand_in(buffer); });
     const int64_t vocab = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
     memory_.compute += static_cast<uint64_t>(vocab * options_.n_seq_max) * sizeof(float);
 }

@@ -37,7 +37,7 @@ class Window:
         kv_type: str,
         flash_attention: str,
         n_gpu_layers: int,
-        residency: tuple[Streamer, str, list[str], list[int], int] | None,
+        residency: tuple[Streamer, str, list[str], list[int], int, str] | None,
         progress: Callable[[float], None] | None,
         rehearsal: bool = False,
     ) -> None: ...

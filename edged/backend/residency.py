@@ -63,7 +63,7 @@ class Placing:
     streamed:   the layers that are streamed, counted from the window's first.
     read_ahead: bytes that this device may hold for streamed layers, of all its windows together.
     spare:      bytes that tensors of this window's streamed layers may take for good.
-    keys:       as in `Residency`.
+    keys, output_key: as in `Residency`.
     """
 
     keys: tuple[str, ...]
@@ -71,6 +71,11 @@ class Placing:
     streamed: tuple[int, ...] = ()
     read_ahead: int = 0
     spare: int = 0
+    output_key: str = ""
+
+    @property
+    def streams(self) -> bool:
+        return bool(self.streamed or self.output_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,8 @@ class Residency:
     keys:     the beginning of the image's file name for each layer of the window; it tells the weights.
     streamed: the layers that are streamed, counted from the window's first.
     spare:    bytes that tensors of these may take for good.
+    output_key: the same as `keys` for the output matrix, where the window ends the model and the matrix is
+        streamed as long as the window is there; else empty. Parts of it may stay in `spare` too.
     """
 
     streamer: Streamer
@@ -103,7 +110,9 @@ class Residency:
     keys: tuple[str, ...]
     streamed: tuple[int, ...]
     spare: int = 0
+    output_key: str = ""
 
-    def native(self) -> tuple[_native.Streamer, str, list[str], list[int], int]:
+    def native(self) -> tuple[_native.Streamer, str, list[str], list[int], int, str]:
         """As the native module takes it."""
-        return self.streamer._streamer, str(self.images), list(self.keys), list(self.streamed), self.spare
+        images, keys, streamed = str(self.images), list(self.keys), list(self.streamed)
+        return self.streamer._streamer, images, keys, streamed, self.spare, self.output_key

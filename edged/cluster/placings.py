@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from edged.backend.residency import Placing
 from edged.planning.plan import Hop, Plan
-from edged.planning.streamed import spread
+from edged.planning.streamed import SLOTS, spread
 from edged.store.manifest import Manifest
+from edged.store.model_profile import model_profile
 
 PAGE = 4096  # bytes: what is read begins and ends on one
-SLOTS = 2  # of the largest tensor
 LEAST_AHEAD = 4  # a layer by so much is read ahead in any case
 
 
@@ -31,6 +31,7 @@ def placings_of(plan: Plan, device: str, manifest: Manifest) -> dict[int, Placin
             streamed=spread(hop.n_layers, hop.streamed),
             read_ahead=read_ahead,
             spare=spare * _streamed_bytes(hop, manifest) // max(1, streamed),
+            output_key=manifest.output_key if hop.streams_output else "",
         )
         for index, hop in zip(plan.hops_of(device), hops, strict=True)
     }
@@ -38,7 +39,10 @@ def placings_of(plan: Plan, device: str, manifest: Manifest) -> dict[int, Placin
 
 def _buffers(plan: Plan, device: str, hops: Sequence[Hop], manifest: Manifest) -> tuple[int, int]:
     """Bytes for reading ahead, and for tensors of streamed layers that stay. Both of all windows together."""
-    parts = [manifest.layer(layer) for hop in hops if hop.streamed for layer in range(hop.first, hop.last)]
+    streaming = [hop for hop in hops if hop.streamed or hop.streams_output]
+    parts = [manifest.layer(layer) for hop in streaming for layer in range(hop.first, hop.last)]
+    if not parts:
+        return 0, 0
     planned = max(
         (
             hop.read_ahead * manifest.layer(layer).weight_bytes
@@ -49,7 +53,9 @@ def _buffers(plan: Plan, device: str, hops: Sequence[Hop], manifest: Manifest) -
         default=0,
     )
     tensors = [tensor for part in parts for tensor in part.tensors]
-    if not planned or any("_exps." in tensor.name for tensor in tensors):
+    if any(hop.streams_output for hop in streaming):
+        planned += model_profile(manifest).output_slots
+    if any("_exps." in tensor.name for tensor in tensors):
         return planned, 0  # experts share the buffer, as a cache
     largest = max(-(-tensor.nbytes // PAGE) * PAGE for tensor in tensors)
     quarter = max(part.weight_bytes for part in parts) // LEAST_AHEAD
@@ -65,14 +71,17 @@ def _left(plan: Plan, device: str) -> int:
 
 def _fewer(hops: Sequence[Hop], manifest: Manifest) -> int:
     """Negative: bytes by which more is resident than a plan counts that streams the last layers of a hop."""
-    planned = sum(
-        manifest.layer(layer).weight_bytes
-        for hop in hops
-        for layer in range(hop.last - hop.streamed, hop.last)
-    )
-    return min(0, sum(_streamed_bytes(hop, manifest) for hop in hops) - planned)
+    planned = spread_out = 0
+    for hop in hops:
+        planned += sum(
+            manifest.layer(layer).weight_bytes for layer in range(hop.last - hop.streamed, hop.last)
+        )
+        layers = spread(hop.n_layers, hop.streamed)
+        spread_out += sum(manifest.layer(hop.first + layer).weight_bytes for layer in layers)
+    return min(0, spread_out - planned)
 
 
 def _streamed_bytes(hop: Hop, manifest: Manifest) -> int:
     layers = spread(hop.n_layers, hop.streamed)
-    return sum(manifest.layer(hop.first + layer).weight_bytes for layer in layers)
+    output = model_profile(manifest).output_bytes if hop.streams_output else 0
+    return output + sum(manifest.layer(hop.first + layer).weight_bytes for layer in layers)

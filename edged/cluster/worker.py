@@ -54,11 +54,12 @@ class _WindowKey:
     first: int
     last: int
     gpu_layers: int
+    streams_output: bool
     context: ContextOptions
 
     @classmethod
     def of(cls, plan: Plan, hop: Hop) -> _WindowKey:
-        return cls(plan.model, hop.first, hop.last, hop.gpu_layers, plan.context)
+        return cls(plan.model, hop.first, hop.last, hop.gpu_layers, hop.streams_output, plan.context)
 
 
 class Worker:
@@ -108,6 +109,7 @@ class Worker:
         self._windows: dict[_WindowKey, Window] = {}
         self._stage: Stage | Ring | None = None
         self._manifest: Manifest | None = None
+        self._last_failure = ""
 
     @property
     def epoch(self) -> int:
@@ -125,12 +127,6 @@ class Worker:
         """Whether a window of the ring runs at this moment."""
         stage = self._stage
         return isinstance(stage, Stage) and stage.is_computing
-
-    @property
-    def memory_held(self) -> int:
-        """Bytes of all windows loaded here, and of what is read ahead for them."""
-        windows = sum(window.memory.total for window in list(self._windows.values()))
-        return windows + self._residency().read_ahead
 
     @property
     def residency(self) -> ResidencyFigures:
@@ -279,7 +275,7 @@ class Worker:
             window.apply(KvOp("clear"))
             self._place_window(window, placing)
             return
-        source = compose(manifest, self._catalogue, key.first, key.last)
+        source = compose(manifest, self._catalogue, key.first, key.last, fed=key.streams_output)
         self._windows[key] = self._load_window(
             source, key.context, placing, lambda _: self._give_up_if_overtaken(epoch)
         )
@@ -293,8 +289,13 @@ class Worker:
             self._on_broken(plan.epoch, error)
 
         if plan.head == self._device:
-            return Ring(plan, windows, self._transport, self._on_result, broken)
-        return Stage(plan, self._device, windows, self._transport, broken)
+            return Ring(plan, windows, self._transport, self._on_result, broken, self._window_failed)
+        return Stage(plan, self._device, windows, self._transport, broken, on_failure=self._window_failed)
+
+    def _window_failed(self, message: str) -> None:
+        if message != self._last_failure:  # one that lasts is said once
+            self._last_failure = message
+            self._say(f"a request failed on this device: {message}")
 
     def _leave(self) -> None:
         if self._stage is not None:

@@ -47,12 +47,12 @@ class LayerKeeper:
         progress: Callable[[float], None] | None = None,
     ) -> NativeWindow:
         """Loads a window as `placing` says. Raises WindowError."""
-        if placing.gpu_layers > 0 and placing.streamed:
+        if placing.gpu_layers > 0 and placing.streams:
             raise WindowError(
                 f"layers {source.first} to {source.last - 1}: beside layers on a GPU none can be streamed "
                 "from disk; plan fewer layers for this device, or none on its GPU"
             )
-        if source.fillers and placing.streamed:
+        if source.fillers and placing.streams:
             raise WindowError(
                 f"layers {source.first} to {source.last - 1} need others beside them to be computed alike, "
                 "and none of such a window can be streamed from disk: give the devices more memory"
@@ -60,9 +60,16 @@ class LayerKeeper:
         placing = self._allowed(placing)
         residency = None
         if placing.gpu_layers == 0 and not source.fillers:
-            if placing.streamed:
+            if placing.streams:
                 self._streamer.set_read_ahead(placing.read_ahead)
-            residency = Residency(self._streamer, self._images, placing.keys, placing.streamed, placing.spare)
+            residency = Residency(
+                self._streamer,
+                self._images,
+                placing.keys,
+                placing.streamed,
+                placing.spare,
+                placing.output_key,
+            )
         window = load_window(
             source, context, self._threads, placing.gpu_layers, progress, residency=residency
         )
@@ -81,7 +88,7 @@ class LayerKeeper:
         if placing.gpu_layers > 0:
             return
         placing = self._allowed(placing)
-        if placing.streamed:
+        if placing.streams:
             self._streamer.set_read_ahead(placing.read_ahead)
         with self._lock:
             self._given_up = [(other, layer) for other, layer in self._given_up if other is not window]
@@ -186,7 +193,7 @@ class LayerKeeper:
         self._streamer.close()
 
     def _allowed(self, placing: Placing) -> Placing:
-        if self._resident or not placing.streamed:
+        if self._resident or not placing.streams:
             return placing
         return replace(placing, streamed=tuple(range(len(placing.keys))), spare=0)
 

@@ -60,7 +60,7 @@ def _share(device: DeviceProfile, model: ModelProfile, context: ContextOptions, 
     per_layer = max(model.layer_bytes) + kv_bytes_per_layer(model, context)
     room = device.memory_budget - window_overhead(model, context, yields_logits=False)
     if is_head:  # it holds the last window too
-        room -= window_overhead(model, context, yields_logits=True) + model.output_bytes
+        room -= window_overhead(model, context, yields_logits=True) + model.output_memory
     # two operations per weight; a weight takes about bytes / layer_bytes of a layer whatever its type
     return _Share(device, max(0, int(room // per_layer)), 1.0 / device.flops)
 

@@ -25,13 +25,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 from edged.planning.device_costs import DeviceCosts, ModelCosts, Workload, device_costs
 from edged.planning.model_profile import ModelProfile
 from edged.planning.plan import ContextOptions, DeviceExpectation, Expectation, Hop, Objective, WireType
 from edged.planning.profile import ClusterProfile
-
-LARGEST_TENSOR = 0.27  # of a layer's bytes: ffn_up, ffn_gate or ffn_down of Llama 3 in all its sizes
+from edged.planning.streamed import LARGEST_TENSOR
 
 WIRE_BYTES: dict[WireType, float] = {"f32": 4, "f16": 2, "q8": 1.125}  # per value, as ring/wire.py packs it
 
@@ -126,11 +126,15 @@ def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
         run += gpu.run
         gpu_memory = of.weights.of(first_gpu, first_streamed) + of.cache.of(first_gpu, first_streamed)
         gpu_memory += of.overhead
-    output = 0.0
+    output = output_read = 0.0
     if ends:
         output = gpu.output if on_gpu and gpu is not None else cpu.output
         gpu_memory += of.model.output_bytes if on_gpu else 0
-        kept += 0 if on_gpu else of.model.output_bytes
+        if not on_gpu and (hop.streams_output or of.model.streams_output):
+            kept += of.model.output_slots
+            output_read = of.model.output_bytes
+        else:
+            kept += 0 if on_gpu else of.model.output_bytes
     streamed = of.weights.of(first_streamed, hop.last)
     compute = steady + cpu.decode.of(first_streamed, hop.last)
     stall = disk = buffer = 0.0
@@ -143,12 +147,17 @@ def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
             on_cpu = hop.n_layers - hop.gpu_layers
             layer = (cpu.decode.of(hop.first, first_gpu) + compute - steady) / on_cpu
             stall = max(0.0, layers_unhidden(on_cpu, hop.streamed) * layer + unread - compute)
+    if output_read:  # in slices, of which the first ones come while the layers are computed
+        late = 1.0 - of.model.output_slots / output_read
+        reading = output_read / device.disk if device.disk > 0 else inf
+        stall += late * max(0.0, reading - output)
+        disk += reading
     return Visit(
         compute=compute + output + run,
         stall=stall,
         disk=disk,
         chunk=chunk + run,
-        streamed=streamed,
+        streamed=streamed + output_read,
         memory=kept + (gpu_memory if device.gpu_shares else 0.0),
         gpu_memory=gpu_memory,
         buffer=buffer,

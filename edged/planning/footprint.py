@@ -65,5 +65,5 @@ def share_bytes(
             total -= streamed_bytes(model, first, last, count)
             largest = max(largest, *model.layer_bytes[first:last])
         total += window_overhead(model, context, yields_logits=ends)
-        total += model.output_bytes if ends else 0
+        total += model.output_memory if ends else 0
     return total + read_ahead * largest

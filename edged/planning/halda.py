@@ -162,7 +162,7 @@ def _device(problem: Problem, name: str, names: Sequence[str]) -> _Device:
     n = problem.model.n_layers
     is_head = name == problem.head
     successor = names[(list(names).index(name) + 1) % len(names)]
-    fixed = of.overhead + (of.last_overhead + problem.model.output_bytes if is_head else 0)
+    fixed = of.overhead + (of.last_overhead + problem.model.output_memory if is_head else 0)
     gpu = costs.gpu
     return _Device(
         name=name,

@@ -68,6 +68,7 @@ class ModelFile(Document):
             n_heads=self.n_heads,
             boundaries=tuple(cuts),
             preferred=tuple(cut for cut in cuts if cut % self.period == 0) if self.period > 1 else (),
+            can_stream_output=bool(cuts),
             layer_bytes=tuple(layer.nbytes for layer in layers),
             layers=layers,
             output=(table,),

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from edged.documents import Document
+from edged.planning.streamed import LARGEST_TENSOR, SLOTS
 
 
 class TensorGroup(Document):
@@ -64,6 +65,8 @@ class ModelProfile(Document):
     preferred: tuple[int, ...] = ()  # boundaries at which a cut costs nothing; (): all of them
     state_width: int = Field(default=0, ge=0)  # values per token between two layers; 0: n_embd
     recurrent: bool = False  # has state that cannot be rolled back
+    can_stream_output: bool = False  # the last window can read its output matrix anew for every token
+    streams_output: bool = False  # and is to do so
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -80,6 +83,19 @@ class ModelProfile(Document):
     @property
     def total_bytes(self) -> int:
         return sum(self.layer_bytes) + self.output_bytes
+
+    @property
+    def output_slots(self) -> int:
+        """Bytes of memory that an output matrix takes which is streamed: it comes in slices."""
+        return min(self.output_bytes, int(SLOTS * LARGEST_TENSOR * max(self.layer_bytes)))
+
+    @property
+    def output_memory(self) -> int:
+        """Bytes of memory that the output side takes on a CPU."""
+        return self.output_slots if self.streams_output else self.output_bytes
+
+    def streaming_output(self) -> Self:
+        return self.model_copy(update={"streams_output": True})
 
     @property
     def state_bytes(self) -> int:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.planning.cost import LARGEST_TENSOR, visit
+from edged.planning.cost import visit
 from edged.planning.deal import Deal
 from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop
+from edged.planning.streamed import LARGEST_TENSOR
 
 Grid = NDArray[np.float64]
 
@@ -65,8 +66,8 @@ def _ways(
 ) -> list[tuple[Grid, ...]]:
     n_layers = of.model.n_layers
     size, cache = of.weights.of(0, 1), of.cache.of(0, 1)
-    memory, gpu_memory, disk_free, fixed = _without_closing(device, of, closing, closing_gpu)
-    if min(memory, gpu_memory, disk_free) < 0:
+    memory, gpu_memory, disk_free, fixed, reading = _without_closing(device, of, closing, closing_gpu)
+    if min(memory, gpu_memory, disk_free) < 0 or not np.isfinite(reading):
         return []
 
     cpu_s = device.cpu.decode.of(0, 1)
@@ -112,7 +113,7 @@ def _ways(
             busy += np.where(from_disk > places, np.maximum(seconds, waiting), seconds)
         else:
             busy += seconds
-    disk = streamed * (read_s if np.isfinite(read_s) else 0.0)
+    disk = streamed * (read_s if np.isfinite(read_s) else 0.0) + reading
     busy, disk = np.where(fits, busy, np.inf), np.where(fits, disk, np.inf)
     overhead = (rounds + (closing > 0)) * device.profile.hop_overhead_s
     stage = np.maximum(busy + overhead, disk)
@@ -122,17 +123,18 @@ def _ways(
 
 def _without_closing(
     device: DeviceCosts, of: ModelCosts, closing: int, closing_gpu: bool
-) -> tuple[float, float, float, float]:
-    """RAM, VRAM and disk that the closing window leaves, in bytes, and the seconds it takes."""
+) -> tuple[float, float, float, float, float]:
+    """RAM, VRAM and disk that the closing window leaves, in bytes; the seconds that it and its disk take."""
     profile = device.profile
     memory, gpu_memory, disk_free = profile.memory_budget, device.gpu_budget, profile.disk_free
     if not closing:
-        return memory, gpu_memory, disk_free, 0.0
+        return memory, gpu_memory, disk_free, 0.0, 0.0
     first, last = of.model.n_layers - closing, of.model.n_layers
     on_gpu = closing if closing_gpu else 0
     cost = visit(device, of, Hop(device=profile.device, first=first, last=last, gpu_layers=on_gpu))
     stored = of.weights.of(first, last) + of.model.output_bytes
-    return memory - cost.memory, gpu_memory - cost.gpu_memory, disk_free - stored, cost.compute
+    seconds = cost.compute + cost.stall
+    return memory - cost.memory, gpu_memory - cost.gpu_memory, disk_free - stored, seconds, cost.disk
 
 
 def _one_column_per_way(

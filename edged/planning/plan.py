@@ -36,6 +36,7 @@ class Hop(Document):
     streamed: int = Field(default=0, ge=0)  # of these layers, how many are read again for every token
     gpu_layers: int = Field(default=0, ge=0)  # the rest stay in memory
     read_ahead: int = Field(default=0, ge=0)  # streamed layers that its device's read-ahead buffer holds
+    streams_output: bool = False  # of the last hop: its output matrix is read again for every token too
 
     @property
     def n_layers(self) -> int:

@@ -25,7 +25,7 @@ def refusal(problem: Problem, solver: str, rounds: int | None = None) -> str:
             f"the most that a device has is {most / GIB:.2f} GiB"
         )
     head = problem.devices[problem.head]
-    output = model.output_bytes + of.last_overhead + layer
+    output = model.output_memory + of.last_overhead + layer
     if output > head.profile.memory_budget and head.gpu is None:
         return (
             f"{head.name} cannot be the head: output side and one layer take {output / GIB:.2f} GiB, "

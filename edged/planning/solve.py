@@ -49,13 +49,24 @@ def solve(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingC
     """The ring that `wishes.solver` finds. Raises PlanError, with the numbers, where there is none."""
     if wishes.rounds is not None and wishes.solver != "overlap":
         raise PlanError(f"the solver {wishes.solver} has its own rounds; leave out --rounds, or the solver")
-    found = [
-        cost for headed in _headed(cluster, wishes) if (cost := _with_head(headed, model, wishes)) is not None
-    ]
+    found = _found(cluster, model, wishes)
+    disks = any(device.disk_sequential > 0 for device in cluster.devices)
+    if model.can_stream_output and disks and all(_head_streams(ring) for ring in found):
+        model = model.streaming_output()
+        found += _found(cluster, model, wishes)
     if not found:
         problem = Problem(cluster, model, for_ring(wishes.context), wishes.workload)
         raise PlanError(refusal(problem, wishes.solver, wishes.rounds))
     return min(found, key=lambda cost: cost.goal(wishes.objective))
+
+
+def _found(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> list[RingCost]:
+    headed = [_with_head(one, model, wishes) for one in _headed(cluster, wishes)]
+    return [cost for cost in headed if cost is not None]
+
+
+def _head_streams(ring: RingCost) -> bool:
+    return ring.shares[ring.hops[0].device].disk > 0
 
 
 def make_plan(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes, *, epoch: int = 1) -> Plan:
@@ -65,11 +76,14 @@ def make_plan(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes, *, e
 
 def plan_of(ring: RingCost, wishes: Wishes, *, epoch: int = 1) -> Plan:
     problem = ring.problem
+    *others, last = ring.hops
+    if problem.model.streams_output and last.gpu_layers == 0:
+        last = last.model_copy(update={"streams_output": True})
     return Plan(
         epoch=epoch,
         model=problem.model.model,
         n_layers=problem.model.n_layers,
-        hops=ring.hops,
+        hops=(*others, last),
         context=problem.context,
         left_out=left_out(ring, wishes.objective),
         expected=ring.expectation(),

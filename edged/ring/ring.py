@@ -67,6 +67,7 @@ class Ring:
                compute thread, and on any thread when the ring breaks. It must be quick (put it in a queue).
     on_broken: after every batch has been failed with RingBrokenError's code; with a StalledError where no
                link broke and results stay away all the same.
+    on_failure: as a stage has it.
 
     After a failure other than a broken ring the batch's tokens are in the KV cache of the hops before the
     failing one, and not of those after: remove the sequences' positions from the batch's first on. Such an
@@ -80,6 +81,7 @@ class Ring:
         transport: Transport,
         on_result: Callable[[Result], None],
         on_broken: OnBroken,
+        on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._plan = plan
         self._depth = ring_depth(plan)
@@ -90,7 +92,7 @@ class Ring:
         self._waiting: deque[_Entry] = deque()
         self._order: dict[int, None] = {}  # every batch not yet answered, as submitted
         self._broken: EdgedError | None = None
-        self._stage = Stage(plan, plan.head, windows, transport, self._broke, self._arrived)
+        self._stage = Stage(plan, plan.head, windows, transport, self._broke, self._arrived, on_failure)
         self._watchdog: Watchdog | None = None
 
     @property

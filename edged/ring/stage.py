@@ -58,6 +58,7 @@ class Stage:
     windows: by hop, all that the plan gives this device; they stay the caller's, to close after the stage.
     on_logits: where the plan's head is this device.
     on_broken: once, when a link broke; the stage has stopped by then and only needs close().
+    on_failure: each time that a window of this device could not do its work; the ring goes on.
 
     Frames are let in from construction on, and computed from `connect` on.
     """
@@ -70,6 +71,7 @@ class Stage:
         transport: Transport,
         on_broken: OnBroken,
         on_logits: OnLogits | None = None,
+        on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
         if tuple(sorted(windows)) != plan.hops_of(device):
             raise RingError(f"windows for hops {sorted(windows)}, but the plan wants {plan.hops_of(device)}")
@@ -82,6 +84,7 @@ class Stage:
         self._transport = transport
         self._on_broken = on_broken
         self._on_logits = on_logits
+        self._on_failure = on_failure
         self._last_hop = len(plan.hops) - 1
         self._form = FrameFormat.of(plan, widths.pop())
         self._depth = ring_depth(plan)
@@ -290,6 +293,7 @@ class Stage:
 
     def _failure(self, error: Exception) -> Failure:
         if isinstance(error, EdgedError):
+            self._on_failure(error.message)
             return Failure(error.code, error.message, self._device)
         log.error("a window raised what it should not", exc_info=error)
         return Failure(WindowError.code, f"the window failed: {error!r}", self._device)

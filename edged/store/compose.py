@@ -73,9 +73,13 @@ class _Window:
         return self.layout.own[-1] + 1 == self.manifest.n_layers
 
 
-def compose(manifest: Manifest, catalogue: Catalogue, first: int, last: int) -> WindowSource:
+def compose(
+    manifest: Manifest, catalogue: Catalogue, first: int, last: int, *, fed: bool = False
+) -> WindowSource:
     """The window of layers [first, last) of a model whose parts for it are in the store.
 
+    fed: a window of all layers takes rows of the embedding table as input, as other first windows do, so
+    that libllama does not need the table.
     Raises UnsupportedModelError where the model may not be cut so, MissingPartError where a part is absent.
     """
     _check(manifest, first, last)
@@ -84,7 +88,7 @@ def compose(manifest: Manifest, catalogue: Catalogue, first: int, last: int) -> 
             raise MissingPartError(f"the part {part.name} of {manifest.name} on this device is incomplete")
     shape = manifest.shape
     rule = rule_of(shape)
-    if first == 0 and last == manifest.n_layers:
+    if first == 0 and last == manifest.n_layers and not fed:
         return _whole(manifest, shape, rule, catalogue)
     layout = Layouts(shape, rule).window(first, last)
     readers = rule.tokens(shape)

@@ -119,6 +119,11 @@ class Manifest(Document):
         output = self.by_name.get("output")
         return output is None or all(tensor.name != "output.weight" for tensor in output.tensors)
 
+    @property
+    def output_key(self) -> str:
+        """The name of the output matrix as an image; see edged.backend.residency."""
+        return self.by_name["embedding" if self.tied else "output"].sha256 + "-output"
+
     @cached_property
     def shape(self) -> Shape:
         """What the rules of cutting look at."""

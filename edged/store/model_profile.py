@@ -7,6 +7,7 @@ from math import prod
 
 from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
 from edged.store.architectures.cuts import EMBEDDING
+from edged.store.architectures.table import rule_of
 from edged.store.ggml_types import layouts
 from edged.store.manifest import Manifest, TensorEntry
 
@@ -37,6 +38,7 @@ def model_profile(manifest: Manifest) -> ModelProfile:
         kv_bytes_per_token_layer=manifest.kv_bytes_per_token_layer,
         n_ctx_train=manifest.n_ctx_train,
         recurrent=manifest.recurrent,
+        can_stream_output=_can_stream_output(manifest),
     )
 
 
@@ -54,6 +56,12 @@ def _output(manifest: Manifest) -> tuple[TensorGroup, ...]:
     if manifest.tied:  # the table alone: other tensors of the input side stay with the first window
         tensors += (one for one in manifest.by_name["embedding"].tensors if one.name == EMBEDDING)
     return _groups(tensors, 1.0)
+
+
+def _can_stream_output(manifest: Manifest) -> bool:
+    """Where no layer looks at the tokens, the matrix is there for its product only."""
+    shape = manifest.shape
+    return bool(manifest.boundaries) and not rule_of(shape).tokens(shape)
 
 
 def _groups(tensors: Iterable[TensorEntry], expert_share: float) -> tuple[TensorGroup, ...]:

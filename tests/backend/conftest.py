@@ -5,15 +5,22 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edged.backend.native import load_window
+from edged.backend.residency import Streamer
 from edged.backend.source import WindowSource
 from edged.planning.plan import ContextOptions
+from edged.store import probe
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
 from edged.store.importer import import_model
+from tests.backend.bench import CONTEXT, PROMPT, SHAPE, STEPS, Bench, MakeBench, Model
 from tests.backend.chain import Chain
+from tests.models.architectures import Shape
+from tests.models.random_models import write_random_model
+from tests.store.reference import reference_logits
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 THREADS = 1  # results depend on it only where it is the same on both sides
@@ -53,3 +60,39 @@ def make_chain(source_of: Callable[[int, int], WindowSource]) -> Iterator[MakeCh
     yield make
     for chain in made:
         chain.close()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Shape], Model]:
+    known: dict[tuple[str, str, Shape], Model] = {}
+
+    def model(architecture: str, weights: str, shape: Shape) -> Model:
+        if (architecture, weights, shape) not in known:
+            home = tmp_path_factory.mktemp("home")
+            path = write_random_model(home / "model.gguf", architecture, shape, weights)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(probe, "try_windows", lambda *_: None)  # they run here in any case
+                manifest = import_model(path, Catalogue(home))
+            random = np.random.default_rng(1)
+            tokens = random.integers(0, manifest.n_vocab, PROMPT + STEPS, dtype=np.int32)
+            expected = reference_logits(path, tokens, PROMPT, CONTEXT.n_ctx)
+            known[architecture, weights, shape] = Model(home, manifest, tokens, expected)
+        return known[architecture, weights, shape]
+
+    return model
+
+
+@pytest.fixture
+def make_bench(models: Callable[[str, str, Shape], Model], tmp_path: Path) -> Iterator[MakeBench]:
+    made: list[Bench] = []
+
+    def make(
+        architecture: str = "llama", weights: str = "F16", read_ahead: int = 2**20, shape: Shape = SHAPE
+    ) -> Bench:
+        made.append(Bench(models(architecture, weights, shape), tmp_path / "images", Streamer(read_ahead)))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()
+        bench.streamer.close()

@@ -3,147 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from edged.backend.native import NativeWindow, load_window
-from edged.backend.residency import Residency, Streamer
-from edged.backend.window import Batch, KvOp
+from edged.backend.native import load_window
 from edged.errors import WindowError
-from edged.planning.plan import ContextOptions
 from edged.planning.streamed import spread
-from edged.store import probe
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
-from edged.store.importer import import_model
-from edged.store.manifest import Manifest
-from tests.models.architectures import FAMILIES, Shape
-from tests.models.random_models import write_random_model
-from tests.store.reference import reference_logits
-
-SHAPE = Shape(n_layers=6, n_embd=256, n_ff=512, n_ctx=128)
-MIXTURE = Shape(n_layers=4, n_embd=256, n_ff=256, n_ctx=128, n_experts=16, n_experts_used=2)
-CONTEXT = ContextOptions(n_ctx=64, n_seq_max=2, n_ubatch=32, flash_attention="off")
-PROMPT = 12
-STEPS = 4
-CUTS = [0, 2, 6]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model in a store, and what it computes as a whole."""
-
-    home: Path
-    manifest: Manifest
-    tokens: npt.NDArray[np.int32]
-    expected: npt.NDArray[np.float32]
-
-
-@dataclass
-class Bench:
-    """Windows of a model over one streamer."""
-
-    model: Model
-    images: Path
-    streamer: Streamer
-    windows: list[NativeWindow] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.manifest = self.model.manifest
-        self.tokens = self.model.tokens
-        self.expected = self.model.expected
-        self.images.mkdir()
-
-    def residency(self, first: int, last: int, streamed: Sequence[int], spare: int = 0) -> Residency:
-        keys = tuple(self.manifest.layer(index).sha256 for index in range(first, last))
-        return Residency(self.streamer, self.images, keys, tuple(streamed), spare)
-
-    def load(self, cuts: list[int], streamed: Sequence[int], spare: int = 0) -> None:
-        """Windows between the cuts; `streamed` counts layers from the model's first."""
-        for first, last in pairwise(cuts):
-            inside = [layer - first for layer in streamed if first <= layer < last]
-            source = compose(self.manifest, Catalogue(self.model.home), first, last)
-            residency = self.residency(first, last, inside, spare)
-            self.windows.append(load_window(source, CONTEXT, 1, residency=residency))
-
-    def run(self, first: int, last: int, seq: int = 0) -> npt.NDArray[np.float32]:
-        """Logits of the tokens [first, last), in one batch."""
-        batch = Batch(
-            seq_ids=np.full(last - first, seq, np.int32),
-            positions=np.arange(first, last, dtype=np.int32),
-            outputs=np.ones(last - first, np.bool_),
-        )
-        state: npt.NDArray[np.int32] | npt.NDArray[np.float32] = self.tokens[first:last]
-        for window in self.windows[:-1]:
-            state = window.run(batch, state)
-        return self.windows[-1].run_last(batch, state)
-
-    def check(self, seq: int = 0) -> None:
-        """Prompt and steps, which have to be those of the whole model."""
-        for first, last in [(0, PROMPT), *((at, at + 1) for at in range(PROMPT, PROMPT + STEPS))]:
-            assert np.array_equal(self.run(first, last, seq), self.expected[first:last]), f"token {first}"
-        self.forget()
-
-    def forget(self) -> None:
-        for window in self.windows:
-            assert window.apply(KvOp("clear"))
-
-    def close(self) -> None:
-        while self.windows:
-            self.windows.pop().close()
-
-    @property
-    def streamed_bytes(self) -> int:
-        return sum(window.residency.streamed for window in self.windows)
-
-    @property
-    def resident_bytes(self) -> int:
-        return sum(window.residency.resident for window in self.windows)
-
-
-MakeBench = Callable[..., Bench]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Shape], Model]:
-    known: dict[tuple[str, str, Shape], Model] = {}
-
-    def model(architecture: str, weights: str, shape: Shape) -> Model:
-        if (architecture, weights, shape) not in known:
-            home = tmp_path_factory.mktemp("home")
-            path = write_random_model(home / "model.gguf", architecture, shape, weights)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(probe, "try_windows", lambda *_: None)  # they run here in any case
-                manifest = import_model(path, Catalogue(home))
-            random = np.random.default_rng(1)
-            tokens = random.integers(0, manifest.n_vocab, PROMPT + STEPS, dtype=np.int32)
-            expected = reference_logits(path, tokens, PROMPT, CONTEXT.n_ctx)
-            known[architecture, weights, shape] = Model(home, manifest, tokens, expected)
-        return known[architecture, weights, shape]
-
-    return model
-
-
-@pytest.fixture
-def make_bench(models: Callable[[str, str, Shape], Model], tmp_path: Path) -> Iterator[MakeBench]:
-    made: list[Bench] = []
-
-    def make(
-        architecture: str = "llama", weights: str = "F16", read_ahead: int = 2**20, shape: Shape = SHAPE
-    ) -> Bench:
-        made.append(Bench(models(architecture, weights, shape), tmp_path / "images", Streamer(read_ahead)))
-        return made[-1]
-
-    yield make
-    for bench in made:
-        bench.close()
-        bench.streamer.close()
+from tests.backend.bench import CONTEXT, CUTS, MIXTURE, PROMPT, SHAPE, Bench, MakeBench
+from tests.models.architectures import FAMILIES
 
 
 @pytest.mark.parametrize("weights", ["F16", "Q4_0", "Q8_0"])
@@ -354,6 +227,42 @@ def test_lost_experts_are_made_again_or_the_run_fails(make_bench: MakeBench, tmp
     bench.check()
 
 
+def test_a_damaged_expert_is_noticed_when_it_is_first_read(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench("qwen3moe", "Q4_0", 2**23, MIXTURE)
+    bench.load([0, 4], [1, 3])
+    bench.close()
+    good = {image: image.read_bytes() for image in bench.images.iterdir()}
+    first = min(expert_bytes(bench, number) for number in (1, 3))
+
+    def damage() -> None:
+        for image, content in good.items():
+            spoilt = bytearray(content)
+            for at in range(len(spoilt) - first // 2, 0, -first):  # a bit of every expert
+                spoilt[at] ^= 1
+            spoilt[:8192] = content[:8192]
+            image.write_bytes(spoilt)
+
+    damage()
+    bench.load([0, 4], [1, 3])
+    bench.check()
+    assert {image: image.read_bytes() for image in good} == good
+    bench.close()
+    damage()
+    bench.load([0, 4], [1, 3])
+    parts = bench.model.home / "store" / "parts"
+    parts.rename(tmp_path / "away")
+    with pytest.raises(WindowError, match=r"is damaged; and it cannot be made again.*bring the model"):
+        bench.run(0, PROMPT)
+    (tmp_path / "away").rename(parts)
+    bench.check()
+
+
+def expert_bytes(bench: Bench, layer: int) -> int:
+    """Of the smallest tensor with experts."""
+    tensors = bench.manifest.layer(layer).tensors
+    return min(one.nbytes // one.shape[2] for one in tensors if "_exps." in one.name)
+
+
 def test_an_image_is_written_once(make_bench: MakeBench) -> None:
     bench = make_bench(weights="Q4_0")
     bench.load([0, 6], [1, 4])
@@ -398,8 +307,29 @@ def test_an_image_that_vanishes_is_made_again_from_the_part(make_bench: MakeBenc
     for image in bench.images.iterdir():
         os.truncate(image, 4096)  # those who have it open find it empty
         image.unlink()
+    bench.images.rmdir()
     bench.check()
     assert len(list(bench.images.iterdir())) == SHAPE.n_layers
+
+
+@pytest.mark.root
+def test_a_full_disk_is_said_and_no_obstacle_once_there_is_room(make_bench: MakeBench) -> None:
+    bench = make_bench(read_ahead=0)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(bench.images)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with pytest.raises(WindowError, match=r"No space left.*free some space there, or allow more memory"):
+            bench.load([0, 6], range(6))
+        assert all(image.suffix == ".image" for image in bench.images.iterdir())  # nothing half-written
+        subprocess.run(["mount", "-o", "remount,size=64m", str(bench.images)], check=True)
+        bench.load([0, 6], range(6))
+        bench.check()
+        bench.close()
+    finally:
+        subprocess.run(["umount", "-l", str(bench.images)], check=True)
 
 
 def test_without_image_and_part_the_run_fails_and_recovers_when_the_part_is_back(

@@ -8,6 +8,7 @@ from edged.planning.plan import ContextOptions, DeviceExpectation, Expectation, 
 from edged.planning.streamed import spread
 from edged.store.catalogue import Catalogue
 from edged.store.importer import import_model
+from edged.store.model_profile import model_profile
 from tests.models.architectures import Shape
 from tests.models.random_models import write_random_model
 
@@ -65,7 +66,12 @@ def expected(device: str, memory_left: int) -> Expectation:
 
 
 def planned(
-    tmp_path: Path, architecture: str, left: int, shape: Shape = SMALL, streamed: int = 2
+    tmp_path: Path,
+    architecture: str,
+    left: int,
+    shape: Shape = SMALL,
+    streamed: int = 2,
+    streams_output: bool = False,
 ) -> tuple[Placing, int]:
     """The only window's placing, and a layer's bytes."""
     file = write_random_model(tmp_path / "model.gguf", architecture, shape)
@@ -74,7 +80,16 @@ def planned(
         epoch=1,
         model=manifest.id,
         n_layers=shape.n_layers,
-        hops=(Hop(device="head", first=0, last=shape.n_layers, streamed=streamed, read_ahead=1),),
+        hops=(
+            Hop(
+                device="head",
+                first=0,
+                last=shape.n_layers,
+                streamed=streamed,
+                read_ahead=1 if streamed else 0,
+                streams_output=streams_output,
+            ),
+        ),
         context=ContextOptions(n_ctx=64, n_seq_max=1, n_ubatch=16),
         expected=expected("head", left),
     )
@@ -85,6 +100,18 @@ def test_what_the_plan_leaves_of_the_memory_keeps_tensors(tmp_path: Path) -> Non
     placing, layer = planned(tmp_path, "llama", 10_000)
     assert 0 < placing.read_ahead < layer
     assert placing.read_ahead + placing.spare == layer + 10_000
+
+
+def test_a_streamed_output_matrix_has_slots_and_may_stay_in_what_is_left(tmp_path: Path) -> None:
+    placing, _ = planned(tmp_path, "llama", 10_000, streamed=0, streams_output=True)
+    manifest = Catalogue(tmp_path).models()[0]
+    assert placing.output_key == manifest.output_key
+    assert placing.streamed == ()
+    assert placing.streams
+    largest = max(whole_pages(tensor.nbytes) for tensor in manifest.layer(0).tensors)
+    slots = model_profile(manifest).output_slots
+    assert placing.read_ahead == min(slots, 2 * largest)
+    assert placing.read_ahead + placing.spare == slots + 10_000
 
 
 def test_a_plan_beyond_the_memory_grants_no_more_than_its_buffer(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import pytest
 from edged.backend.native import load_window
 from edged.backend.residency import Placing
 from edged.backend.source import WindowSource
-from edged.backend.window import Batch, Window
+from edged.backend.window import Batch, KvOp, Window
 from edged.cluster.assignment import Assignment
 from edged.cluster.worker import Worker
-from edged.errors import EdgedError, MissingPartError, RingError
+from edged.errors import EdgedError, MissingPartError, RingError, WindowError
 from edged.planning.plan import ContextOptions, Hop, Plan
 from edged.ring.memory import MemoryNetwork
 from edged.ring.ring import Result
@@ -60,6 +60,7 @@ class Household:
         self.loads: list[tuple[int, int]] = []
         self.tried: list[tuple[str, str]] = []
         self.stopped = False
+        self.said: dict[str, list[str]] = {"head": [], "a": [], "b": []}
         network = MemoryNetwork()
         self.stores = {"head": Catalogue(owner), "a": Catalogue(root / "a"), "b": Catalogue(root / "b")}
         self.shelves = {name: Shelf(name, store) for name, store in self.stores.items()}
@@ -74,6 +75,7 @@ class Household:
                 surroundings=Surroundings(name, self),
                 on_result=self.results.put,
                 on_broken=lambda epoch, error: self.broken.put((epoch, error)),
+                say=self.said[name].append,
             )
             for name, store in self.stores.items()
         }
@@ -253,10 +255,37 @@ def test_only_what_is_prepared_is_activated(household: Household) -> None:
 
 def test_release_frees_memory_and_tells_the_neighbours(household: Household) -> None:
     household.run(household.plan(1, ("head", 0, 2), ("a", 2, 5), ("head", 5, 6)))
-    assert household.workers["a"].memory_held > 0
+    windows = list(household.workers["a"]._windows.values())
+    assert windows
     household.workers["a"].release(1)
-    assert household.workers["a"].memory_held == 0
+    assert not household.workers["a"]._windows
+    with pytest.raises(WindowError, match="closed"):
+        windows[0].apply(KvOp("clear"))
     assert household.broken.get(timeout=10)[0] == 1
+
+
+def test_a_device_says_once_why_its_windows_fail(
+    household: Household, monkeypatch: pytest.MonkeyPatch, alone: np.ndarray
+) -> None:
+    household.run(household.plan(1, ("head", 0, 2), ("a", 2, 5), ("head", 5, 6)))
+    before = len(household.said["a"])
+    ring = household.workers["head"].ring
+    (window,) = household.workers["a"]._windows.values()
+    assert ring is not None
+
+    def lost(*_: object) -> np.ndarray:
+        raise WindowError("the disk is gone; plug it in")
+
+    batch = Batch(np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, np.bool_))
+    with monkeypatch.context() as broken:
+        broken.setattr(window, "run", lost)
+        for number in (2, 3):
+            ring.submit(number, (KvOp("clear"),), batch, TOKENS[:1])
+            failure = household.results.get(timeout=30).failure
+            assert failure is not None and failure.device == "a" and "plug it in" in failure.message
+    assert household.said["a"][before:] == ["a request failed on this device: the disk is gone; plug it in"]
+    ring.submit(4, (KvOp("clear"),), batch, TOKENS[:1])
+    assert household.results.get(timeout=30).failure is None
 
 
 def test_a_manifest_for_another_plan_is_refused(household: Household) -> None:

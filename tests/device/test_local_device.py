@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 
 from edged.backend.native import GgmlDevice, Speed
 from edged.device import disk, local_device, processors
 from edged.device.cgroup import CgroupMemory
 from edged.device.disk import DiskSpeed
-from edged.device.local_device import RUNTIME_BYTES, measure, memory_budget, profile, remembered
+from edged.device.local_device import RUNTIME_BYTES, measure, memory_budget, own_memory, profile, remembered
 from edged.errors import WindowError
 from edged.rpc.messages import Progress
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 CPU = GgmlDevice("CPU", "Abacus 2000", "cpu", 8 * GIB, 8 * GIB)
 GPU = GgmlDevice("CUDA0", "A card", "gpu", 6 * GIB, 8 * GIB)
 
@@ -64,7 +67,7 @@ IN_A_WINDOW = 1e9 / processors.OTHER_WORK  # what is left of a product's speed o
 def test_a_profile_has_what_was_measured(machine: Machine, tmp_path: Path) -> None:
     machine.devices = (GPU, CPU)
     measured = measure(3, None, tmp_path)
-    device = profile(device="id", name="nuc", home=tmp_path, threads=3, measured=measured, cap=GIB, held=0)
+    device = profile(device="id", name="nuc", home=tmp_path, threads=3, measured=measured, cap=GIB)
     assert [processor.name for processor in device.processors] == ["CPU", "CUDA0"]
     assert device.cpu.speed("q4_K").decode == IN_A_WINDOW
     assert device.gpus[0].speed("q4_K").decode == 1e10
@@ -89,7 +92,7 @@ def test_what_is_stored_already_needs_no_more_disk(
     monkeypatch.setattr(local_device.shutil, "disk_usage", lambda _: SimpleNamespace(free=7))
     measured = measure(1, None, tmp_path)
     device = profile(
-        device="id", name="nuc", home=tmp_path, threads=1, measured=measured, cap=None, held=0, stored=GIB
+        device="id", name="nuc", home=tmp_path, threads=1, measured=measured, cap=None, stored=GIB
     )
     assert device.disk_free == GIB + 7
 
@@ -97,7 +100,7 @@ def test_what_is_stored_already_needs_no_more_disk(
 def test_an_integrated_gpu_has_no_memory_of_its_own(machine: Machine, tmp_path: Path) -> None:
     machine.devices = (CPU, GgmlDevice("Vulkan0", "Iris", "igpu", 8 * GIB, 8 * GIB))
     measured = measure(1, None, tmp_path)
-    device = profile(device="id", name="nuc", home=tmp_path, threads=1, measured=measured, cap=None, held=0)
+    device = profile(device="id", name="nuc", home=tmp_path, threads=1, measured=measured, cap=None)
     gpu = device.gpus[0]
     assert gpu.shares_memory
     assert gpu.memory_budget == 0
@@ -156,11 +159,11 @@ def test_progress_begins_at_none_and_ends_at_all(machine: Machine, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("free", "cgroup", "cap", "held", "budget"),
+    ("free", "cgroup", "cap", "own", "budget"),
     [
         (10 * GIB, None, None, 0, 9 * GIB),
         (10 * GIB, CgroupMemory(4 * GIB, 2 * GIB), None, 0, 1.8 * GIB),
-        (10 * GIB, CgroupMemory(40 * GIB, 0), None, GIB, 10 * GIB),
+        (9 * GIB, CgroupMemory(40 * GIB, 0), None, GIB, 9 * GIB),
         (10 * GIB, None, 3 * GIB, 0, 3 * GIB),
         (10 * GIB, None, 3 * GIB, 2 * GIB, 3 * GIB),
         (1, None, None, 0, 0),
@@ -171,10 +174,45 @@ def test_memory_respects_every_limit(
     free: int,
     cgroup: CgroupMemory | None,
     cap: int | None,
-    held: int,
+    own: int,
     budget: float,
 ) -> None:
     available = SimpleNamespace(available=free, swap=64 * GIB)
     monkeypatch.setattr(local_device.psutil, "virtual_memory", lambda: available)
     monkeypatch.setattr(local_device, "tightest_limit", lambda: cgroup)
-    assert memory_budget(cap, held) == pytest.approx(max(0, budget - RUNTIME_BYTES), abs=2)
+    monkeypatch.setattr(local_device, "own_memory", lambda: own)
+    assert memory_budget(cap) == pytest.approx(max(0, budget - RUNTIME_BYTES), abs=2)
+
+
+def test_what_this_process_takes_changes_no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, others = 10 * GIB, own_memory()
+
+    def taken() -> int:
+        return GIB + own_memory() - others
+
+    monkeypatch.setattr(local_device, "tightest_limit", lambda: CgroupMemory(limit, taken()))
+    available = SimpleNamespace(available=64 * GIB)
+    monkeypatch.setattr(local_device.psutil, "virtual_memory", lambda: available)
+    before, own = memory_budget(None), own_memory()
+    held = mmap.mmap(-1, 512 * MIB)
+    reserved = mmap.mmap(-1, 2 * GIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # and never touched
+    private = np.ones(64 * MIB, np.int8)
+    assert own_memory() - own == pytest.approx(64 * MIB, rel=0.1)
+    assert memory_budget(None) == pytest.approx(before, abs=2 * MIB)
+    del held, reserved, private
+
+
+def test_memory_of_files_is_not_taken(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(64 * MIB))
+    before = own_memory()
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped.find(b"x") == -1  # every page is read
+        assert own_memory() - before < 8 * MIB
+
+
+def test_a_system_without_proc_tells_what_is_resident(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(local_device, "STATUS", tmp_path / "none")
+    assert own_memory() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab import Home, LabUnavailableError, usage_of
-from tests.lab.cgroup import Hierarchy, find
+from tests.lab.cgroup import Hierarchy, find, members, prefix_into, remove_group
 from tests.lab.disk import DiskGroup, block_device, forget
 from tests.lab.memory import MemoryGroup
 from tests.lab.scripts import python
+from tests.lab.unified import Memory, lay_out
 
 MIB = 2**20
 
@@ -42,11 +45,19 @@ print((usage_of() - before).read_bytes)
 @pytest.fixture
 def unified(tmp_path: Path) -> Hierarchy:
     """Files as a cgroup of version 2 shows them."""
-    (tmp_path / "cgroup.controllers").write_text("cpu io memory\n")
-    group = tmp_path / "group"
-    group.mkdir()
-    (group / "memory.swap.max").write_text("max\n")
+    group = Memory(anon=3000, inactive_file=1000, active_file=900, shmem=100, unevictable=1000)
+    lay_out(tmp_path, {"group": group})
     return Hierarchy(2, tmp_path)
+
+
+@pytest.fixture
+def mounted() -> Iterator[Path]:
+    """Where version 2 is mounted, be it without controllers that version 1 has."""
+    places = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    place = next((Path(fields[1]) for fields in places if fields[2] == "cgroup2"), None)
+    if place is None:
+        pytest.skip("cgroups of version 2 are not mounted here")
+    yield place
 
 
 def big_file(home: Home, size: int) -> Path:
@@ -121,7 +132,7 @@ def test_usage_grows_with_work() -> None:
 def test_version_2_limits_memory_and_forbids_swap(unified: Hierarchy) -> None:
     group = MemoryGroup("group", 64 * MIB, unified)
     files = {file.name: file for file in unified.root.rglob("*") if file.is_file()}
-    assert files["cgroup.subtree_control"].read_text() == "+memory"
+    assert (unified.root / "cgroup.subtree_control").read_text() == "+memory"
     assert files["memory.max"].read_text() == str(64 * MIB)
     assert files["memory.swap.max"].read_text() == "0"
     assert group.prefix[-1] == str(group.path / "cgroup.procs")
@@ -129,14 +140,30 @@ def test_version_2_limits_memory_and_forbids_swap(unified: Hierarchy) -> None:
 
 def test_version_2_counts(unified: Hierarchy) -> None:
     group = MemoryGroup("group", 64 * MIB, unified)
-    (group.path / "memory.current").write_text("5000\n")
     (group.path / "memory.peak").write_text("7000\n")
-    (group.path / "memory.events").write_text("low 0\nmax 12\noom 3\noom_kill 2\n")
-    (group.path / "memory.stat").write_text("anon 3000\nfile 2000\nunevictable 1000\npgmajfault 9\n")
-    (group.path / "memory.swap.current").write_text("0\n")
     assert (group.usage, group.peak, group.oom_kills) == (5000, 7000, 2)
     assert (group.anonymous, group.cache, group.locked, group.major_faults) == (3000, 2000, 1000, 9)
     assert group.swapped == 0
+
+
+@pytest.mark.root
+def test_processes_begin_in_a_group_of_version_2_and_end_with_it(mounted: Path) -> None:
+    controllers = (mounted / "cgroup.controllers").read_text().split()
+    if not controllers:
+        pytest.skip("version 2 has no controller here, so none can be turned on")
+    group = Hierarchy(2, mounted).make(f"edged-test-{os.getpid()}", controllers[0])
+    try:
+        command = [*prefix_into(group), "sh", "-c", "cat /proc/self/cgroup; exec sleep 60"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        first = iter(process.stdout.readline, "")
+        assert f"0::/{group.relative_to(mounted)}\n" in first
+        assert members(group) == [process.pid]
+    finally:
+        remove_group(group)
+    process.wait(timeout=10)
+    process.stdout.close()
+    assert not group.exists()
 
 
 def test_version_2_slows_a_disk(unified: Hierarchy) -> None:

@@ -50,6 +50,7 @@ def random_problem(seed: int, *, uniform: bool) -> Problem:
         output_bytes=rng.randint(1, 20) * MIB,
         kv_bytes_per_token_layer=max(layer.kv_bytes_per_token for layer in layers),
         n_ctx_train=4096,
+        streams_output=rng.random() < 0.3,
     )
     cluster = ClusterProfile(head="d0", devices=devices, links=tuple(links))
     return Problem(cluster, model, CONTEXT, Workload(prompt=64, depth=128))

@@ -95,6 +95,29 @@ def test_a_shorter_context_comes_before_streaming_and_streaming_before_refusal()
         plan_to_run(cluster(device("a", memory=700)), model(), WISH, "throughput", 8192, 1)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_output_matrix_is_streamed_where_the_head_cannot_hold_it(objective: Objective) -> None:
+    large = model().model_copy(update={"output_bytes": 300 * MIB, "can_stream_output": True})
+    roomy = cluster(device("a", memory=600, disk=1e9), device("b", memory=500, disk=1e9))
+    assert not plan_to_run(roomy, large, WISH, objective, 8192, 1).hops[-1].streams_output
+    tight = cluster(device("a", memory=280, disk=1e9), device("b", memory=500, disk=1e9))
+    plan = plan_to_run(tight, large, WISH, objective, 8192, 1)
+    assert [hop.streams_output for hop in plan.hops] == [False] * (len(plan.hops) - 1) + [True]
+    assert plan.expected is not None
+    head = plan.expected.devices[0]
+    layers = sum(hop.streamed for hop in plan.hops if hop.device == "a") * 40 * MIB
+    assert head.bytes_read == layers + 300 * MIB
+    assert head.disk_ms == pytest.approx(head.bytes_read / 1e6)
+    assert head.memory_left >= 0
+    assert not worth_switching(plan, plan, tight, large, SOON)
+    resident = large.model_copy(update={"can_stream_output": False})
+    with pytest.raises(PlanError, match="output side"):
+        plan_to_run(tight, resident, WISH, objective, 8192, 1)
+    with pytest.raises(PlanError, match="output side"):
+        slow = cluster(device("a", memory=280), device("b", memory=500, disk=1e9))
+        plan_to_run(slow, large, WISH, objective, 8192, 1)
+
+
 def test_no_device_is_to_stream_beside_layers_on_its_gpu() -> None:
     def processor(kind: Literal["cpu", "gpu"], speed: float, memory: int = 0) -> ProcessorProfile:
         return ProcessorProfile(
