@@ -7,12 +7,15 @@ from math import inf
 
 from edged.planning import overlap, ranges
 from edged.planning.cost import Problem, RingCost
+from edged.planning.near import Near, improved
 from edged.planning.plan import Objective
+from edged.planning.shares import Layers
 from edged.planning.uneven import Placed, Windows, alike
 
 ABOVE_AVERAGE = (0.0, 0.25, 0.5, 1.0)  # sizes of layers to start from, between the average and the largest
 MOST_IMPROVED = 2  # rings, the best to start with
 HOPEFUL = 1.25  # of what the head alone takes: moving cuts seldom gains more than a fifth
+FEW_PLACES = 16  # where cuts are so few, each of them is moved by itself
 
 
 def best_ring(problem: Problem, objective: Objective, rounds: int | None = None) -> RingCost | None:
@@ -45,7 +48,47 @@ def _rings(
 ) -> list[RingCost | None]:
     """Rings of several devices. `bound`: what the head alone takes."""
     if regular(problem):
-        return [overlap.best_ring(problem, objective, rounds)]
+        found = overlap.best_counts(problem, objective, rounds, bound)
+        return [] if found is None else [found[1]]
+    if len(problem.of.places) > FEW_PLACES:
+        return _near_average(problem, objective, rounds)
+    return _by_single_cuts(problem, objective, windows, bound, rounds)
+
+
+def _near_average(problem: Problem, objective: Objective, rounds: int | None) -> list[RingCost | None]:
+    """From the best rings of the average layer, and of larger ones where those do not fit."""
+    layers = Layers(problem.of)
+    for above in ABOVE_AVERAGE:
+        rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
+        found = overlap.best_counts(rough, objective, rounds)
+        if found is None:
+            continue
+        near = _near(problem, found[0])
+        ring = None if near is None else improved(problem, layers, near, objective)
+        if ring is not None:
+            return [ring]
+    return []
+
+
+def _near(problem: Problem, counts: overlap.Counts) -> Near | None:
+    """`counts` of layers as cuts by units; None where there are too few units."""
+    units = len(problem.of.places) - 2
+    per_layer = (units + 1) / problem.model.n_layers
+    n, k = len(counts.order), counts.rounds
+    if units < n * k:
+        return None
+    cuts: list[int] = []
+    so_far = 0
+    for i, deal in enumerate(counts.deals[:-1]):
+        so_far += deal.layers
+        low = (cuts[-1] if cuts else 0) + k
+        cuts.append(min(max(round(so_far * per_layer), low), units - k * (n - 1 - i)))
+    return Near(k, counts.order, counts.deals, tuple(cuts))
+
+
+def _by_single_cuts(
+    problem: Problem, objective: Objective, windows: Windows, bound: float, rounds: int | None
+) -> list[RingCost | None]:
     starts: list[Placed] = []
     for above in ABOVE_AVERAGE:
         rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)

@@ -33,6 +33,7 @@ class LayerProfile(Document):
 
     groups: tuple[TensorGroup, ...]
     kv_bytes_per_token: int = Field(ge=0)  # K and V, at two bytes per value; 0 where it keeps none
+    largest_tensor: int = Field(default=0, ge=0)  # bytes, what is read from disk at once; 0: not known
 
     @cached_property
     def nbytes(self) -> int:
