@@ -9,12 +9,12 @@ from edged.planning import overlap, ranges
 from edged.planning.cost import Problem, RingCost
 from edged.planning.near import Near, improved
 from edged.planning.plan import Objective
-from edged.planning.shares import Layers
 from edged.planning.uneven import Placed, Windows, alike
 
 ABOVE_AVERAGE = (0.0, 0.25, 0.5, 1.0)  # sizes of layers to start from, between the average and the largest
 MOST_IMPROVED = 2  # rings, the best to start with
 HOPEFUL = 1.25  # of what the head alone takes: moving cuts seldom gains more than a fifth
+REACHED = 1.002  # of what the average layer takes: there is no need to look further
 FEW_PLACES = 16  # where cuts are so few, each of them is moved by itself
 
 
@@ -56,18 +56,27 @@ def _rings(
 
 
 def _near_average(problem: Problem, objective: Objective, rounds: int | None) -> list[RingCost | None]:
-    """From the best rings of the average layer, and of larger ones where those do not fit."""
-    layers = Layers(problem.of)
+    """From the best ring of the average layer; where that cannot be reached, of larger layers too."""
+    found: list[RingCost | None] = []
+    enough = inf
     for above in ABOVE_AVERAGE:
         rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
-        found = overlap.best_counts(rough, objective, rounds)
-        if found is None:
+        counts = overlap.best_counts(rough, objective, rounds)
+        if counts is None:
             continue
-        near = _near(problem, found[0])
-        ring = None if near is None else improved(problem, layers, near, objective)
-        if ring is not None:
-            return [ring]
-    return []
+        near = _near(problem, counts[0])
+        for fewer in range(counts[0].rounds - 1, 0, -1):
+            if near is not None or rounds is not None:
+                break  # else there are too few places to cut at for so many windows
+            again = overlap.best_counts(rough, objective, fewer)
+            near = None if again is None else _near(problem, again[0])
+        ring = None if near is None else improved(problem, near, objective)
+        found.append(ring)
+        if enough == inf:
+            enough = REACHED * counts[1].goal(objective)
+        if ring is not None and ring.goal(objective) <= enough:
+            break
+    return found
 
 
 def _near(problem: Problem, counts: overlap.Counts) -> Near | None:

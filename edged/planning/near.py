@@ -1,11 +1,10 @@
-"""The best ring near a given one, by the true layers: dynamic programming over the places of cuts.
+"""The best ring near a given one, by the true layers: dynamic programming over cuts, then cut by cut.
 
-Layers are counted in units, from one allowed place to the next. With k rounds, the cuts between two devices
-stand at the same count of units in every round, as nearly as can be: a cut at m units of a round's devices so
-far is dealt out over the rounds, and so says where each of the k windows begins. A device's windows thus follow
-from two numbers, where it begins and where it ends; what they cost is exact, by prefix sums. Only numbers near
-those of the given ring are looked at, again from what was found as long as that gets better; where a model
-has few units, near means all of them.
+Layers are counted in units, from one allowed place to the next. First the cuts between two devices stand at
+the same count of units in every round, as nearly as can be: a cut at m units of a round's devices so far is
+dealt out over the rounds, and so says where each of the k windows begins. A device's windows thus follow from
+two numbers; what they cost is exact, by prefix sums. Only numbers near those of the given ring are looked at,
+again from what was found as long as that gets better. Then single cuts move (`edged.planning.moves`).
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edged.planning.cost import Problem, RingCost, ring_cost
 from edged.planning.deal import Deal, hops_of_windows, spread
+from edged.planning.moves import moved
 from edged.planning.plan import Hop, Objective
-from edged.planning.shares import Counted, Grid, Layers, Shares, shares
+from edged.planning.shares import Asked, Counted, Grid, Holder, Shares
 
-WIDTH = 3  # units to either side of where a cut was
-MOST_PASSES = 6
+WIDTH = 3  # units, at least, to either side of where a cut was
+MOST_ROWS = 200  # of windows looked at together, above the least width
+MOST_PASSES = 4
 SLACK = 1e-12
 
 
@@ -36,43 +36,62 @@ class Near:
     cuts: tuple[int, ...]  # units after each device but the last
 
 
-def improved(
-    problem: Problem, layers: Layers, start: Near, objective: Objective, width: int = WIDTH
-) -> RingCost | None:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    cuts: tuple[int, ...]
+    deals: tuple[Deal, ...]
+    goal: float
+
+
+def improved(problem: Problem, start: Near, objective: Objective) -> RingCost | None:
     """The best ring near `start`; None where none fits."""
-    search = _Search(problem, layers, start)
-    best: RingCost | None = None
+    search = _Search(problem, start)
+    best: _Found | None = None
     cuts, deals = start.cuts, start.deals
     for _ in range(MOST_PASSES):
-        found = search.best(cuts, deals, objective, width)
-        if found is None:
+        found = search.best(cuts, deals, objective)
+        if found is None or (best is not None and found.goal >= best.goal * (1 - 1e-9)):
             break
-        at, picked = found
-        cost = ring_cost(problem, search.hops(at, picked))
-        if not cost.fits or (best and cost.goal(objective) >= best.goal(objective) * (1 - 1e-9)):
+        best = found
+        if found.cuts == cuts:
             break
-        best = cost
-        if at == cuts:
-            break
-        cuts, deals = at, picked
-    return best
+        cuts, deals = found.cuts, found.deals
+    if best is None:
+        return None
+    holder, ends = search.holder, search.ends(best.cuts)
+    ends, deals = moved(holder, ends, best.deals, objective)
+    cost = ring_cost(problem, hops(holder, ends, deals))
+    return cost if cost.fits else None
+
+
+def hops(holder: Holder, ends: Counted, deals: Sequence[Deal]) -> list[Hop]:
+    """ends: (rounds * devices + 1,), where windows end, in layers."""
+    first, last = holder.closing
+    n = len(holder.names)
+    held = [
+        hops_of_windows(
+            name, [(int(ends[at]), int(ends[at + 1])) for at in range(i, len(ends) - 1, n)], deal
+        )
+        for i, (name, deal) in enumerate(zip(holder.names, deals, strict=True))
+    ]
+    on_gpu = last - first if deals[0].closing_gpu else 0
+    closing = Hop(device=holder.names[0], first=first, last=last, gpu_layers=on_gpu)
+    return [*(own[turn] for turn in range(len(held[0])) for own in held), closing]
 
 
 class _Search:
-    def __init__(self, problem: Problem, layers: Layers, start: Near) -> None:
-        self.problem, self.layers = problem, layers
-        self.names, self.rounds = start.order, start.rounds
+    def __init__(self, problem: Problem, start: Near) -> None:
+        self.holder = Holder(problem, start.order)
+        self.rounds, n = start.rounds, len(start.order)
         places = problem.of.places
         self.places = np.array(places[:-1], dtype=np.int64)
-        self.closing = (places[-2], places[-1])
         self.units = len(places) - 2  # but for the closing one
-        turns = spread(self.units, [self.units] * self.rounds)
-        self.turns = np.concatenate([[0], np.cumsum(turns)])[:-1]  # where each round begins
-        self.turn_units = np.array(turns, dtype=np.int64)
-        self.unit = problem.model.n_layers / (len(places) - 1)  # layers, on average
-        pairs = [(a, b) for a in self.names for b in self.names if a != b]
-        self.hop = {ends: self.rounds * problem.hop_s(*ends) for ends in pairs}
-        self.carry = {ends: self.rounds * problem.slowest_link([ends], 1) for ends in pairs}
+        turns = np.array(spread(self.units, [self.units] * self.rounds), dtype=np.int64)
+        self.width = max(WIDTH, int((MOST_ROWS / n) ** 0.5) // 2)
+        self.turns, self.turn_units = np.cumsum(turns) - turns, turns  # where rounds begin, and their lengths
+        around = [(start.order[i], start.order[(i + 1) % n]) for i in range(n)]
+        self.way = self.rounds * sum(problem.hop_s(*ends) for ends in around)
+        self.links = self.rounds * max(problem.slowest_link([ends], 1) for ends in around)
 
     def at(self, count: Counted) -> Counted:
         """Where the cuts at `count` units stand, in layers: (..., rounds)."""
@@ -80,134 +99,133 @@ class _Search:
         units = each[..., None] + (np.arange(self.rounds) < more[..., None])
         return np.asarray(self.places[self.turns + np.minimum(units, self.turn_units)])
 
-    def best(
-        self, cuts: Sequence[int], deals: Sequence[Deal], objective: Objective, width: int
-    ) -> tuple[tuple[int, ...], tuple[Deal, ...]] | None:
+    def ends(self, cuts: Sequence[int]) -> Counted:
+        """Of all windows in ring order, 0 before them: (rounds * devices + 1,)."""
+        at = self.at(np.array([*cuts, self.units], dtype=np.int64))  # (devices, rounds)
+        return np.concatenate([np.zeros(1, dtype=np.int64), at.T.ravel()])
+
+    def best(self, cuts: Sequence[int], deals: Sequence[Deal], objective: Objective) -> _Found | None:
         bands = [np.zeros(1, dtype=np.int64)]
         for i, cut in enumerate(cuts):
-            low = max(self.rounds * (i + 1), cut - width)
-            high = min(self.units - self.rounds * (len(cuts) - i), cut + width)
+            low = max(self.rounds * (i + 1), cut - self.width)
+            high = min(self.units - self.rounds * (len(cuts) - i), cut + self.width)
             if low > high:
                 return None
             bands.append(np.arange(low, high + 1))
         bands.append(np.array([self.units]))
-        tables = [
-            self._table(name, begin, end, deal)
-            for name, begin, end, deal in zip(self.names, bands[:-1], bands[1:], deals, strict=True)
+        pairs = [
+            np.argwhere(end[None, :] - begin[:, None] >= self.rounds)
+            for begin, end in zip(bands[:-1], bands[1:], strict=True)
         ]
-        picked = self._pick(tables, objective)
+        if not all(pair.size for pair in pairs):
+            return None
+        device = np.repeat(np.arange(len(pairs)), [len(pair) for pair in pairs])
+        first = np.concatenate([band[pair[:, 0]] for band, pair in zip(bands[:-1], pairs, strict=True)])
+        last = np.concatenate([band[pair[:, 1]] for band, pair in zip(bands[1:], pairs, strict=True)])
+        shares = self.holder.shares(ask(self.holder, device, self.at(first), self.at(last), deals))
+        picked = _Picker(self, bands, pairs, shares).pick(objective)
         if picked is None:
             return None
-        chosen, disk, stage = picked
-        found = [
-            table.shares.deal(table.index(a, z), disk, stage)
-            for table, (a, z) in zip(tables, chosen, strict=True)
-        ]
+        goal, chosen, disk, stage = picked
+        starts = np.cumsum([0, *(len(pair) for pair in pairs)])
+        found = []
+        for start, pair, (a, z) in zip(starts, pairs, chosen, strict=False):
+            row = int(np.flatnonzero((pair[:, 0] == a) & (pair[:, 1] == z))[0])
+            found.append(shares.deal(int(start) + row, disk, stage))
         ends = tuple(int(band[z]) for band, (_, z) in zip(bands[1:-1], chosen, strict=False))
-        return ends, tuple(found)
+        return _Found(ends, tuple(found), goal)
 
-    def _table(self, name: str, begin: Counted, end: Counted, deal: Deal) -> _Table:
-        first, last = np.meshgrid(np.arange(begin.size), np.arange(end.size), indexing="ij")
-        pairs = (end[last] - begin[first] >= self.rounds).ravel()
-        first, last = first.ravel()[pairs], last.ravel()[pairs]
-        windows = self.at(begin[first]), self.at(end[last])
-        total = (windows[1] - windows[0]).sum(axis=1)
-        device = self.problem.devices[name]
-        steps = np.arange(-2, 3) if device.gpu is not None and deal.gpu else np.zeros(1, dtype=np.int64)
-        gpu = np.clip(deal.gpu + steps, 0, None)[None, :] + np.zeros_like(total)[:, None]
-        if device.gpu is not None:
-            gpu = np.concatenate([gpu, total[:, None]], axis=1)  # all of them, or none
-            gpu = np.concatenate([gpu, np.zeros_like(total)[:, None]], axis=1)
-        most = int(-(-total.max() // self.rounds)) if total.size else 0
-        buffer = {deal.read_ahead + step for step in (-2, -1, 0, 1, 2, 3)} | {0, 1}
-        if device.disk <= 0:
-            buffer = {0}
-        read_ahead = np.array(sorted(places for places in buffer if 0 <= places <= most), dtype=np.int64)
-        closing = self.closing if name == self.problem.head else None
-        found = shares(device, self.layers, windows[0], windows[1], gpu, read_ahead, closing)
-        return _Table(found, first, last, (begin.size, end.size))
 
-    def _pick(
-        self, tables: Sequence[_Table], objective: Objective
-    ) -> tuple[list[tuple[int, int]], float, float] | None:
+def ask(holder: Holder, device: Counted, first: Counted, last: Counted, deals: Sequence[Deal]) -> Asked:
+    """Rows for these windows, with layers on the GPU and places in the buffer near those of `deals`."""
+    rounds = first.shape[1]
+    total = (last - first).sum(axis=1)
+    gpus = np.array([one.gpu is not None for one in holder.devices])
+    was = np.array([deal.gpu for deal in deals])[device]
+    if gpus.any():  # as many as before, all of them, or none
+        columns = [was - 1, was, was + 1, total, np.zeros_like(total)]
+        gpu = np.clip(np.stack(columns, axis=1), 0, None) * gpus[device][:, None]
+    else:
+        gpu = np.zeros((len(device), 1), dtype=np.int64)
+    closing_gpu = np.zeros_like(gpu, dtype=bool)
+    if gpus[0]:
+        gpu = np.concatenate([gpu, gpu], axis=1)
+        closing_gpu = np.concatenate([closing_gpu, ~closing_gpu & (device == 0)[:, None]], axis=1)
+    if any(one.disk > 0 for one in holder.devices):
+        read_ahead = np.array([deal.read_ahead for deal in deals])[device][:, None] + np.arange(-1, 3)[None, :]
+        most = -(-total // rounds)
+        read_ahead = np.minimum(np.maximum(read_ahead, 1), most[:, None])
+        ends = np.broadcast_to(np.array([0, 1]), (len(device), 2))
+        places = np.concatenate([ends, read_ahead], axis=1)
+    else:
+        places = np.zeros((len(device), 1), dtype=np.int64)
+    return Asked(device, first, last, gpu, closing_gpu, places)
+
+
+class _Picker:
+    """Which windows within the bands are best together."""
+
+    def __init__(
+        self, search: _Search, bands: Sequence[Counted], pairs: Sequence[Counted], shares: Shares
+    ) -> None:
+        self._search, self._bands, self._shares = search, bands, shares
+        self._device = np.repeat(np.arange(len(pairs)), [len(pair) for pair in pairs])
+        pair = np.concatenate(pairs)
+        self._at = self._device, pair[:, 0], pair[:, 1]
+        widest = max(len(band) for band in bands)
+        self._shape = (len(pairs), widest, widest)
+
+    def pick(self, objective: Objective) -> tuple[float, list[tuple[int, int]], float, float] | None:
+        """The goal, where in its bands each device begins and ends, and the limits on disk and stage."""
         stage = np.inf
         if objective == "throughput":
-            stage = self._least_stage(tables)
+            stage = self._least_stage()
             if not np.isfinite(stage):
                 return None
             stage *= 1 + SLACK
-        limits = np.unique(np.concatenate([table.shares.disk.ravel() for table in tables]))
+        limits = np.unique(self._shares.disk)
         limits = limits[np.isfinite(limits)]
-        if limits.size == 0 or not np.isfinite(self._run(tables, float(limits[-1]), stage)[0]):
+        if limits.size == 0 or not np.isfinite(self._run(float(limits[-1]), stage)[0]):
             return None
         low, high = 0, len(limits) - 1
         while low < high:
             middle = (low + high) // 2
-            if self._run(tables, float(limits[middle]), stage)[0] <= limits[middle]:
+            if self._run(float(limits[middle]), stage)[0] <= limits[middle]:
                 high = middle
             else:
                 low = middle + 1
-        tried = [float(limits[i]) for i in (low - 1, low) if i >= 0]
-        disk = min(tried, key=lambda limit: max(limit, self._run(tables, limit, stage)[0]))
-        return self._run(tables, disk, stage)[1], disk, stage
+        goals = {
+            max(float(limits[i]), self._run(float(limits[i]), stage)[0]): float(limits[i])
+            for i in (low - 1, low)
+            if i >= 0
+        }
+        goal = min(goals)
+        chosen = self._run(goals[goal], stage)[1]
+        return (goal if objective == "latency" else stage), chosen, goals[goal], stage
 
-    def _run(
-        self, tables: Sequence[_Table], disk: float, stage: float
-    ) -> tuple[float, list[tuple[int, int]]]:
-        """The least way round within both limits, and for each device where in its bands it begins and ends."""
-        reach, came = np.zeros(1), []
-        for i, table in enumerate(tables):
-            if i and self.carry[self.names[i - 1], self.names[i]] > stage:
-                return np.inf, []
-            steps = reach[:, None] + table.grid(table.shares.least_busy(disk, stage))
-            came.append(steps.argmin(axis=0))
-            reach = steps.min(axis=0)
-            if i:
-                reach = reach + self.hop[self.names[i - 1], self.names[i]]
-        if self.carry[self.names[-1], self.names[0]] > stage:
-            return np.inf, []
-        total, at, chosen = float(reach[0]) + self.hop[self.names[-1], self.names[0]], 0, []
-        for table_came in reversed(came):
-            before = int(table_came[at])
-            chosen.append((before, at))
-            at = before
-        return total, chosen[::-1]
-
-    def _least_stage(self, tables: Sequence[_Table]) -> float:
-        reach = np.zeros(1)
-        for table in tables:
-            own = table.grid(table.shares.stage.min(axis=1))
-            reach = np.maximum(reach[:, None], own).min(axis=0)
-        around = zip(self.names, (*self.names[1:], self.names[0]), strict=True)
-        return max(float(reach[0]), *(self.carry[ends] for ends in around))
-
-    def hops(self, cuts: Sequence[int], deals: Sequence[Deal]) -> list[Hop]:
-        counts = np.array([0, *cuts, self.units], dtype=np.int64)
-        places = self.at(counts)
-        held = []
-        for i, (name, deal) in enumerate(zip(self.names, deals, strict=True)):
-            windows = [(int(a), int(z)) for a, z in zip(places[i], places[i + 1], strict=True)]
-            held.append(hops_of_windows(name, windows, deal))
-        closing = Hop(
-            device=self.names[0],
-            first=self.closing[0],
-            last=self.closing[1],
-            gpu_layers=self.closing[1] - self.closing[0] if deals[0].closing_gpu else 0,
-        )
-        return [*(own[turn] for turn in range(self.rounds) for own in held), closing]
-
-
-@dataclass(frozen=True)
-class _Table:
-    shares: Shares
-    first: NDArray[np.int64]  # of each set: where in the band before the device
-    last: NDArray[np.int64]  # and after it
-    shape: tuple[int, int]
-
-    def grid(self, values: Grid) -> Grid:
-        found = np.full(self.shape, np.inf)
-        found[self.first, self.last] = values
+    def _grid(self, values: Grid) -> Grid:
+        found = np.full(self._shape, np.inf)
+        found[self._at] = values
         return found
 
-    def index(self, first: int, last: int) -> int:
-        return int(np.flatnonzero((self.first == first) & (self.last == last))[0])
+    def _run(self, disk: float, stage: float) -> tuple[float, list[tuple[int, int]]]:
+        """The least way round within both limits, and the windows that take it."""
+        own = self._grid(self._shares.least_busy(disk, stage))
+        reach, came = np.full(self._shape[1], np.inf), []
+        reach[0] = 0.0
+        for grid in own:
+            steps = reach[:, None] + grid
+            came.append(steps.argmin(axis=0))
+            reach = steps.min(axis=0)
+        at, chosen = 0, []
+        for before in reversed(came):
+            chosen.append((int(before[at]), at))
+            at = int(before[at])
+        return float(reach[0]) + self._search.way, chosen[::-1]
+
+    def _least_stage(self) -> float:
+        reach = np.full(self._shape[1], np.inf)
+        reach[0] = 0.0
+        for grid in self._grid(self._shares.stage.min(axis=1)):
+            reach = np.maximum(reach[:, None], grid).min(axis=0)
+        return max(float(reach[0]), self._search.links)

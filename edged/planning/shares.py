@@ -1,228 +1,236 @@
-"""Ways of one device to hold many sets of windows at once, by the true layers: `arrange.ways` in arrays.
+"""Ways of devices to hold given windows, many at once, by the true layers: `arrange.ways` in arrays.
 
-For each set, number of layers on the GPU and places in the read-ahead buffer, as few layers are streamed as
-memory demands. What they cost is what `edged.planning.cost.visit` says of each window.
+For each set of windows, number of layers on the GPU and places in the read-ahead buffer, as few layers are
+streamed as memory demands. What they cost is what `edged.planning.cost.visit` says of each window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.planning.cost import visit
+from edged.planning.cost import Problem, visit
 from edged.planning.deal import Deal
-from edged.planning.device_costs import DeviceCosts, ModelCosts
+from edged.planning.device_costs import DeviceCosts
 from edged.planning.plan import Hop
 
 Grid = NDArray[np.float64]
 Counted = NDArray[np.int64]
+Truths = NDArray[np.bool_]
 
 MOST_STEPS = 8  # to the least number of streamed layers that memory allows
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Sets of windows, a row each, and the ways to try."""
+
+    device: Counted  # (rows,): index among the devices
+    first: Counted  # (rows, rounds): layers [first, last)
+    last: Counted
+    gpu: Counted  # (rows, some): layers on the GPU
+    closing_gpu: Truths  # (rows, some), along with `gpu`: whether the head's last window is on the GPU
+    places: Counted  # (rows, some): of the read-ahead buffer; 0: nothing is streamed
+
+    def of(self, rows: Counted | Truths) -> Asked:
+        """Some of the rows."""
+        return Asked(
+            self.device[rows],
+            self.first[rows],
+            self.last[rows],
+            self.gpu[rows],
+            self.closing_gpu[rows],
+            self.places[rows],
+        )
+
+
+@dataclass(frozen=True)
 class Shares:
-    """Ways of one device; arrays of shape (sets of windows, ways), inf where impossible."""
+    """What the ways of each row cost; arrays of shape (rows, ways), inf where impossible."""
 
     busy: Grid  # seconds of its visits per token
     disk: Grid  # seconds of its disk per token
     stage: Grid  # seconds per token with many streams
-    layers: Counted  # of each set
+    layers: Counted  # (rows,)
     gpu: Counted
     streamed: Counted
     read_ahead: Counted
-    closing_gpu: Counted
+    closing_gpu: Truths
 
     def least_busy(self, disk_within: float, stage_within: float) -> Grid:
-        """Per set of windows, the least busy time of ways within both limits."""
+        """Of each row, the least busy time of ways within both limits."""
         allowed = (self.disk <= disk_within) & (self.stage <= stage_within)
         return np.asarray(np.where(allowed, self.busy, np.inf).min(axis=1))
 
-    def deal(self, at: int, disk_within: float, stage_within: float) -> Deal:
-        """The way that `least_busy` means for set `at`."""
-        allowed = (self.disk[at] <= disk_within) & (self.stage[at] <= stage_within)
-        way = int(np.where(allowed, self.busy[at], np.inf).argmin())
+    def deal(self, row: int, disk_within: float, stage_within: float) -> Deal:
+        """The way that `least_busy` means."""
+        allowed = (self.disk[row] <= disk_within) & (self.stage[row] <= stage_within)
+        way = int(np.where(allowed, self.busy[row], np.inf).argmin())
         return Deal(
-            layers=int(self.layers[at]),
-            gpu=int(self.gpu[at, way]),
-            streamed=int(self.streamed[at, way]),
-            read_ahead=int(self.read_ahead[at, way]),
-            closing_gpu=bool(self.closing_gpu[at, way]),
+            layers=int(self.layers[row]),
+            gpu=int(self.gpu[row, way]),
+            streamed=int(self.streamed[row, way]),
+            read_ahead=int(self.read_ahead[row, way]),
+            closing_gpu=bool(self.closing_gpu[row, way]),
         )
 
-
-class Layers:
-    """A model's layers as arrays of prefix sums, one entry per boundary."""
-
-    def __init__(self, of: ModelCosts) -> None:
-        self.of = of
-        self.weights = np.array(of.weights.prefix)
-        self.cache = np.array(of.cache.prefix)
-
-    @cached_property
-    def largest(self) -> Grid:
-        """[a, z]: bytes of the largest of layers [a, z)."""
-        n = self.of.model.n_layers
-        sizes = np.broadcast_to(np.array(self.of.model.layer_bytes, dtype=np.float64), (n, n))
-        found = np.zeros((n + 1, n + 1))
-        found[:n, 1:] = np.maximum.accumulate(np.triu(sizes), axis=1)
-        return found
+    def together(self, *others: Shares) -> Shares:
+        """These rows and others, of as many ways."""
+        columns = zip(*(vars(one).values() for one in (self, *others)), strict=True)
+        return Shares(*(np.concatenate(column) for column in columns))
 
 
-def shares(
-    device: DeviceCosts,
-    layers: Layers,
-    first: Counted,
-    last: Counted,
-    on_gpu: Counted,
-    places: Counted,
-    closing: tuple[int, int] | None = None,
-) -> Shares:
-    """The ways of `device` for every set of windows [first, last), one window per round.
+class Holder:
+    """The figures of a problem's layers and of some of its devices, the head first, as arrays."""
 
-    first, last: (sets, rounds).  on_gpu: (sets, some) numbers of layers on the GPU.  places: (some,), of the
-    read-ahead buffer, 0 among them.  closing: the head's last window besides.
-    """
-    table = _Table(device, layers, first, last)
-    found = [
-        table.ways(on_gpu, places, closing, closing_gpu)
-        for closing_gpu in ((False, True) if closing and device.gpu is not None else (False,))
-    ]
-    columns = [np.concatenate(column, axis=1) for column in zip(*found, strict=True)]
-    busy, disk, stage, gpu, streamed, read_ahead, closing_gpu_ = columns
-    return Shares(
-        busy,
-        disk,
-        stage,
-        table.sizes.sum(axis=1),
-        gpu.astype(np.int64),
-        streamed.astype(np.int64),
-        read_ahead.astype(np.int64),
-        closing_gpu_.astype(np.int64),
-    )
+    def __init__(self, problem: Problem, names: Sequence[str]) -> None:
+        self.problem, self.names = problem, tuple(names)
+        self.devices = [problem.devices[name] for name in names]
+        self.closing = problem.of.places[-2], problem.of.places[-1]
+        of = problem.of
+        self._weights, cache = np.array(of.weights.prefix), np.array(of.cache.prefix)
+        self._cache, self._kept = cache, self._weights + cache
+        self._largest = _largest(of.model.layer_bytes)
+        self._cpu = np.array([one.cpu.decode.prefix for one in self.devices])
+        no_gpu = np.zeros(of.model.n_layers + 1)
+        self._gpu = np.array(
+            [no_gpu if one.gpu is None else np.array(one.gpu.decode.prefix) for one in self.devices]
+        )
+        self._cpu_run = np.array([one.cpu.run for one in self.devices])
+        self._gpu_run = np.array([0.0 if one.gpu is None else one.gpu.run for one in self.devices])
+        self._hop_overhead = np.array([one.profile.hop_overhead_s for one in self.devices])
+        self._shared = np.array([float(one.gpu_shares) for one in self.devices])
+        self._speed = np.array([one.disk for one in self.devices])
+        # what is left beside the closing window, which the head has on its CPU or on its GPU
+        self._left = np.array([[self._beside(one, on_gpu) for on_gpu in (False, True)] for one in self.devices])
+
+    def _beside(self, device: DeviceCosts, on_gpu: bool) -> tuple[float, float, float, float]:
+        """Bytes of RAM, VRAM and disk, and the seconds that the closing window takes."""
+        left = float(device.profile.memory_budget), float(device.gpu_budget), float(device.profile.disk_free)
+        if device.profile.device != self.problem.head:
+            return *left, 0.0
+        if on_gpu and device.gpu is None:
+            return -1.0, -1.0, -1.0, 0.0
+        first, last = self.closing
+        gpu_layers = last - first if on_gpu else 0
+        own = visit(device, self.problem.of, Hop(device="", first=first, last=last, gpu_layers=gpu_layers))
+        stored = self.problem.of.weights.of(first, last) + self.problem.model.output_bytes
+        return left[0] - own.memory, left[1] - own.gpu_memory, left[2] - stored, own.compute
+
+    def shares(self, asked: Asked) -> Shares:
+        return _Batch(self, asked).shares()
 
 
-class _Table:
-    def __init__(self, device: DeviceCosts, layers: Layers, first: Counted, last: Counted) -> None:
-        self.device, self.layers = device, layers
-        self.cpu = np.array(device.cpu.decode.prefix)
-        self.gpu = np.array(device.gpu.decode.prefix) if device.gpu is not None else np.zeros_like(self.cpu)
-        self.sizes = last - first
-        self.first, self.last = first[:, None, None, :], last[:, None, None, :]
-        self.kept = layers.weights + layers.cache
+class _Batch:
+    """One evaluation; arrays of shape (rows, gpu, places, rounds) or fewer."""
 
-    def ways(
-        self, on_gpu: Counted, places: Counted, closing: tuple[int, int] | None, closing_gpu: bool
-    ) -> tuple[NDArray[np.generic], ...]:
-        device, of = self.device, self.layers.of
-        total, rounds = self.sizes.sum(axis=1), self.sizes.shape[1]
-        stored = (self.layers.weights[self.last] - self.layers.weights[self.first]).sum(axis=-1)[:, :, 0]
-        memory, gpu_memory = float(device.profile.memory_budget), float(device.gpu_budget)
-        disk_free, fixed = float(device.profile.disk_free), 0.0
-        if closing is not None:
-            n_gpu = closing[1] - closing[0] if closing_gpu else 0
-            own = visit(
-                device, of, Hop(device=device.name, first=closing[0], last=closing[1], gpu_layers=n_gpu)
-            )
-            memory, gpu_memory, fixed = memory - own.memory, gpu_memory - own.gpu_memory, own.compute
-            disk_free -= of.weights.of(*closing) + of.model.output_bytes
-        gpu = np.minimum(on_gpu, total[:, None])[:, :, None]  # (sets, gpu, 1)
-        rooms = self.sizes[:, None, None, :]
-        cpu = spread_many(total[:, None, None] - gpu, rooms)  # (sets, gpu, 1, rounds)
-        on_cpu = cpu.sum(axis=-1)
-        read_ahead = places[None, None, :]
-        streamed, fits = self._least_streamed(cpu, rooms - cpu, on_cpu, read_ahead, memory, gpu_memory)
-        fits &= (stored <= disk_free)[:, :, None]
-        if device.disk <= 0:
-            fits &= streamed == 0
-        busy, disk = self._seconds(cpu, rooms - cpu, spread_many(streamed, cpu), read_ahead)
-        busy = busy + fixed
-        overhead = (rounds + (closing is not None)) * device.profile.hop_overhead_s
-        stage = np.maximum(busy + overhead, disk)
+    def __init__(self, holder: Holder, asked: Asked) -> None:
+        self.holder, self.asked = holder, asked
+        self.of = holder.problem.of
+        self.device = asked.device[:, None, None]
+        self.first, self.last = asked.first[:, None, None, :], asked.last[:, None, None, :]
+        self.rooms = self.last - self.first
+        self.total = (asked.last - asked.first).sum(axis=1)
+        self.read_ahead = asked.places[:, None, :]
+        self.gpu = np.minimum(asked.gpu, self.total[:, None])[:, :, None]
+        left = holder._left[asked.device[:, None], asked.closing_gpu.astype(np.int64)]
+        self.memory, self.gpu_memory, self.disk_free, self.fixed = (left[:, :, i, None] for i in range(4))
+        self.cpu = spread_many(self.total[:, None, None] - self.gpu, self.rooms)
+        self.on_gpu = self.rooms - self.cpu
+
+    def shares(self) -> Shares:
+        holder, asked = self.holder, self.asked
+        streamed, fits = self._least_streamed()
+        weights = holder._weights
+        stored = (weights[asked.last] - weights[asked.first]).sum(axis=1)
+        fits &= stored[:, None, None] <= self.disk_free
+        fits &= (holder._speed[self.device] > 0) | (streamed == 0)
+        busy, disk = self._seconds(spread_many(streamed, self.cpu))
+        busy = busy + self.fixed
+        windows = asked.first.shape[1] + (self.device == 0)  # the head has the closing one besides
+        stage = np.maximum(busy + windows * holder._hop_overhead[self.device], disk)
         shape = fits.shape
-        grids = (
-            np.where(fits, busy, np.inf),
-            np.where(fits, disk, np.inf),
-            np.where(fits, stage, np.inf),
-            np.broadcast_to(gpu, shape),
-            streamed,
-            np.broadcast_to(read_ahead, shape),
-            np.broadcast_to(np.int64(closing_gpu), shape),
-        )
-        return tuple(grid.reshape(shape[0], -1) for grid in grids)
+        grids = [np.where(fits, one, np.inf) for one in (busy, disk, stage)]
+        ways = [
+            np.array(np.broadcast_to(one, shape))  # to be written to
+            for one in (self.gpu, streamed, self.read_ahead, asked.closing_gpu[:, :, None])
+        ]
+        flat = [one.reshape(shape[0], -1) for one in (*grids, *ways)]
+        return Shares(flat[0], flat[1], flat[2], self.total, flat[3], flat[4], flat[5], flat[6])
 
-    def _least_streamed(
-        self,
-        cpu: Counted,
-        gpu: Counted,
-        on_cpu: Counted,
-        read_ahead: Counted,
-        memory: float,
-        gpu_memory: float,
-    ) -> tuple[Counted, NDArray[np.bool_]]:
+    def _least_streamed(self) -> tuple[Counted, Truths]:
         """As few layers as memory demands, in some window as many as the buffer has places; and what fits."""
-        rounds = cpu.shape[-1]
-        largest = self.layers.of.model.layer_bytes
-        step = float(max(largest))
-        least = np.where(read_ahead > 0, (read_ahead - 1) * rounds + 1, 0)
-        most = np.where(read_ahead > 0, on_cpu, 0)
-        streamed = np.broadcast_to(least, np.broadcast_shapes(least.shape, on_cpu.shape)).copy()
-        possible = streamed <= most
+        rounds = self.rooms.shape[-1]
+        step = float(max(self.of.model.layer_bytes))
+        on_cpu = self.total[:, None, None] - self.gpu
+        least = np.where(self.read_ahead > 0, (self.read_ahead - 1) * rounds + 1, 0)
+        most = np.where(self.read_ahead > 0, on_cpu, 0)
+        possible = least <= most
+        streamed = np.minimum(least, most)
         for _ in range(MOST_STEPS):
-            taken, gpu_taken = self._bytes(cpu, gpu, spread_many(np.minimum(streamed, most), cpu), read_ahead)
-            excess = taken - memory
+            taken, on_gpu = self._bytes(spread_many(streamed, self.cpu))
+            excess = taken - self.memory
             more = possible & (excess > 0) & (streamed < most)
             if not more.any():
                 break
-            streamed = np.where(more, np.minimum(streamed + np.maximum(1, excess // step), most), streamed)
-            streamed = streamed.astype(np.int64)
-        taken, gpu_taken = self._bytes(cpu, gpu, spread_many(np.minimum(streamed, most), cpu), read_ahead)
-        return np.minimum(streamed, most), possible & (taken <= memory) & (gpu_taken <= gpu_memory)
+            further = streamed + np.maximum(1, excess // step).astype(np.int64)
+            streamed = np.where(more, np.minimum(further, most), streamed)
+        return streamed, possible & (taken <= self.memory) & (on_gpu <= self.gpu_memory)
 
-    def _bytes(
-        self, cpu: Counted, gpu: Counted, streamed: Counted, read_ahead: Counted
-    ) -> tuple[Grid, Grid]:
-        of = self.layers.of
-        first_gpu, first_streamed = self.first + cpu - streamed, self.last - streamed
-        has_gpu = gpu > 0
-        on_gpu = (self.kept[first_streamed] - self.kept[first_gpu] + of.overhead * has_gpu).sum(axis=-1)
-        cache = self.layers.cache[self.last] - self.layers.cache[first_streamed]
-        taken = (self.kept[first_gpu] - self.kept[self.first] + cache + of.overhead).sum(axis=-1)
-        buffer = self.layers.largest[first_streamed, np.broadcast_to(self.last, first_streamed.shape)]
-        taken = taken + buffer.max(axis=-1) * read_ahead
-        return taken + (on_gpu if self.device.gpu_shares else 0.0), on_gpu
+    def _bytes(self, streamed: Counted) -> tuple[Grid, Grid]:
+        """Of RAM and of VRAM."""
+        kept, cache = self.holder._kept, self.holder._cache
+        first_gpu, first_streamed = self.first + self.cpu - streamed, self.last - streamed
+        before = kept[first_gpu]
+        overhead = self.of.overhead
+        on_gpu = (kept[first_streamed] - before + overhead * (self.on_gpu > 0)).sum(axis=-1)
+        taken = before - kept[self.first] + cache[self.last] - cache[first_streamed]
+        buffer = self.holder._largest[first_streamed, self.last].max(axis=-1) * self.read_ahead
+        taken = taken.sum(axis=-1) + overhead * self.rooms.shape[-1] + buffer
+        return taken + on_gpu * self.holder._shared[self.device], on_gpu
 
-    def _seconds(
-        self, cpu: Counted, gpu: Counted, streamed: Counted, read_ahead: Counted
-    ) -> tuple[Grid, Grid]:
-        first_gpu, first_streamed = self.first + cpu - streamed, self.last - streamed
-        on_cpu = self.cpu[first_gpu] - self.cpu[self.first] + self.cpu[self.last] - self.cpu[first_streamed]
-        compute = on_cpu + self.gpu[first_streamed] - self.gpu[first_gpu]
-        run = self.device.cpu.run + (self.device.gpu.run if self.device.gpu is not None else 0.0) * (gpu > 0)
-        busy = compute + run
-        weights, speed = self.layers.weights, self.device.disk
-        if speed <= 0:
-            return busy.sum(axis=-1), np.zeros(busy.shape[:-1])
+    def _seconds(self, streamed: Counted) -> tuple[Grid, Grid]:
+        """Of its visits, and of its disk."""
+        holder, device = self.holder, self.device[..., None]
+        first_gpu, first_streamed = self.first + self.cpu - streamed, self.last - streamed
+        cpu, gpu, weights = holder._cpu, holder._gpu, holder._weights
+        on_cpu = cpu[device, first_gpu] - cpu[device, self.first]
+        on_cpu = on_cpu + cpu[device, self.last] - cpu[device, first_streamed]
+        compute = on_cpu + gpu[device, first_streamed] - gpu[device, first_gpu]
+        run = holder._cpu_run[device] + holder._gpu_run[device] * (self.on_gpu > 0)
+        if not streamed.any():
+            return (compute + run).sum(axis=-1), np.zeros(compute.shape[:-1])
+        speed = np.where(holder._speed > 0, holder._speed, 1.0)[device]
         disk = (weights[self.last] - weights[first_streamed]) / speed
-        places = np.broadcast_to(read_ahead[..., None], streamed.shape)
-        waits = streamed > places
+        places = self.read_ahead[..., None]
         unread = (weights[self.last] - weights[np.minimum(first_streamed + places, self.last)]) / speed
-        unhidden = cpu // np.maximum(streamed, 1) - 1 + 2 * self.layers.of.largest_tensor  # layers
-        waiting = unhidden * on_cpu / np.maximum(cpu, 1) + unread
-        stall = np.where(waits, np.maximum(0.0, waiting - compute), 0.0)
-        return (busy + stall).sum(axis=-1), disk.sum(axis=-1)
+        unhidden = self.cpu // np.maximum(streamed, 1) - 1 + 2 * self.of.largest_tensor  # layers
+        waiting = unhidden * on_cpu / np.maximum(self.cpu, 1) + unread
+        busy = np.where(streamed > places, np.maximum(compute, waiting), compute) + run
+        return busy.sum(axis=-1), disk.sum(axis=-1)
+
+
+def _largest(layer_bytes: Sequence[int]) -> Grid:
+    """[a, z]: bytes of the largest of layers [a, z)."""
+    n = len(layer_bytes)
+    sizes = np.broadcast_to(np.array(layer_bytes, dtype=np.float64), (n, n))
+    found = np.zeros((n + 1, n + 1))
+    found[:n, 1:] = np.maximum.accumulate(np.triu(sizes), axis=1)
+    return found
 
 
 def spread_many(total: Counted, rooms: Counted) -> Counted:
     """`deal.spread` for many totals at once.  total: (...,).  rooms: (..., places), broadcast against it."""
     n = rooms.shape[-1]
     if n == 1:
-        return np.broadcast_to(
-            total[..., None], np.broadcast_shapes(total.shape + (1,), rooms.shape)
-        )
+        return total[..., None]
+    each, more = np.divmod(total, n)
+    even = each[..., None] + (np.arange(n) < more[..., None])
+    if (even <= rooms).all():
+        return even
     ordered = np.sort(rooms, axis=-1)
     left = np.broadcast_to(total, np.broadcast_shapes(total.shape, rooms.shape[:-1]))
     level = np.zeros_like(left)
@@ -233,6 +241,6 @@ def spread_many(total: Counted, rooms: Counted) -> Counted:
         level = np.where(full, ordered[..., i], np.where(before, share, level))
         left = np.where(full, left - ordered[..., i], left)
     given = np.minimum(rooms, level[..., None])
-    more = rooms > given
+    room = rooms > given
     extra = total - given.sum(axis=-1)
-    return given + (more & (np.cumsum(more, axis=-1) <= extra[..., None]))
+    return given + (room & (np.cumsum(room, axis=-1) <= extra[..., None]))
