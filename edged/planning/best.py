@@ -15,7 +15,7 @@ ABOVE_AVERAGE = (0.0, 0.25, 0.5, 1.0)  # sizes of layers to start from, between 
 MOST_IMPROVED = 2  # rings, the best to start with
 HOPEFUL = 1.25  # of what the head alone takes: moving cuts seldom gains more than a fifth
 REACHED = 1.002  # of what the average layer takes: there is no need to look further
-FEW_PLACES = 16  # where cuts are so few, each of them is moved by itself
+FEW_PLACES = 20  # where cuts are so few, each of them is moved by itself
 
 
 def best_ring(problem: Problem, objective: Objective, rounds: int | None = None) -> RingCost | None:
@@ -64,19 +64,21 @@ def _near_average(problem: Problem, objective: Objective, rounds: int | None) ->
         counts = overlap.best_counts(rough, objective, rounds)
         if counts is None:
             continue
-        near = _near(problem, counts[0])
-        for fewer in range(counts[0].rounds - 1, 0, -1):
-            if near is not None or rounds is not None:
-                break  # else there are too few places to cut at for so many windows
-            again = overlap.best_counts(rough, objective, fewer)
-            near = None if again is None else _near(problem, again[0])
-        ring = None if near is None else improved(problem, near, objective)
+        ring = _improved(problem, counts[0], objective)
+        for fewer in range(counts[0].rounds - 1, 0, -1):  # where there are few places to cut at
+            if ring is None and rounds is None and (again := overlap.best_counts(rough, objective, fewer)):
+                ring = _improved(problem, again[0], objective)
         found.append(ring)
         if enough == inf:
             enough = REACHED * counts[1].goal(objective)
         if ring is not None and ring.goal(objective) <= enough:
             break
     return found
+
+
+def _improved(problem: Problem, counts: overlap.Counts, objective: Objective) -> RingCost | None:
+    near = _near(problem, counts)
+    return None if near is None else improved(problem, near, objective)
 
 
 def _near(problem: Problem, counts: overlap.Counts) -> Near | None:

@@ -74,7 +74,7 @@ class _Moving:
 
     def best(self) -> tuple[Counted, tuple[Deal, ...]]:
         everyone = np.arange(self._devices)
-        shares, kept = self._table(everyone)
+        shares = self._table(everyone)
         goal, limit = self._now(shares)
         for _ in range(MOST_MOVES if len(self._steps) else 0):
             after = self._after(shares, goal)
@@ -84,16 +84,15 @@ class _Moving:
             first, length, by = self._steps[at]
             self._cuts[first : first + length] += by
             changed = np.flatnonzero(self._rows[at] != everyone * self._per_device)
-            again, _ = self._table(changed)
+            again = self._table(changed)
             rows = (changed[:, None] * self._per_device + np.arange(self._per_device)).ravel()
-            for old, new in zip(vars(shares).values(), vars(again).values(), strict=True):
-                old[rows] = new
+            shares.replace(rows, again)
             goal, limit = self._now(shares)
         stage = np.inf if self._latency else goal * (1 + 1e-12)
         deals = tuple(shares.deal(int(device) * self._per_device, limit, stage) for device in everyone)
         return self._places[self._cuts], deals
 
-    def _table(self, devices: Counted) -> tuple[Shares, Asked]:
+    def _table(self, devices: Counted) -> Shares:
         """What these devices' windows cost as they are, and after every change of one of them."""
         first, last = self._cuts[:-1].reshape(-1, self._devices), self._cuts[1:].reshape(-1, self._devices)
         first, last = first.T[devices], last.T[devices]  # (devices, rounds)
@@ -115,7 +114,7 @@ class _Moving:
         shares = self._holder.shares(asked)
         for grid in (shares.busy, shares.disk, shares.stage):
             grid[~good] = np.inf
-        return shares, asked
+        return shares
 
     def _now(self, shares: Shares) -> tuple[float, float]:
         """What the ring takes, and the disks' time within which it does."""

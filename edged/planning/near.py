@@ -16,6 +16,7 @@ import numpy as np
 
 from edged.planning.cost import Problem, RingCost, ring_cost
 from edged.planning.deal import Deal, hops_of_windows, spread
+from edged.planning.device_costs import DeviceCosts
 from edged.planning.moves import moved
 from edged.planning.plan import Hop, Objective
 from edged.planning.shares import Asked, Counted, Grid, Holder, Shares
@@ -24,6 +25,7 @@ WIDTH = 3  # units, at least, to either side of where a cut was
 MOST_ROWS = 200  # of windows looked at together, above the least width
 MOST_PASSES = 4
 SLACK = 1e-12
+ALL = 10**6  # layers: no model has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +140,26 @@ class _Search:
 
 def ask(holder: Holder, device: Counted, first: Counted, last: Counted, deals: Sequence[Deal]) -> Asked:
     """Rows for these windows, with layers on the GPU and places in the buffer near those of `deals`."""
-    rounds = first.shape[1]
-    total = (last - first).sum(axis=1)
-    gpus = np.array([one.gpu is not None for one in holder.devices])
-    was = np.array([deal.gpu for deal in deals])[device]
-    if gpus.any():  # as many as before, all of them, or none
-        columns = [was - 1, was, was + 1, total, np.zeros_like(total)]
-        gpu = np.clip(np.stack(columns, axis=1), 0, None) * gpus[device][:, None]
-    else:
-        gpu = np.zeros((len(device), 1), dtype=np.int64)
-    closing_gpu = np.zeros_like(gpu, dtype=bool)
-    if gpus[0]:
-        gpu = np.concatenate([gpu, gpu], axis=1)
-        closing_gpu = np.concatenate([closing_gpu, ~closing_gpu & (device == 0)[:, None]], axis=1)
-    if any(one.disk > 0 for one in holder.devices):
-        read_ahead = np.array([deal.read_ahead for deal in deals])[device][:, None] + np.arange(-1, 3)[None, :]
-        most = -(-total // rounds)
-        read_ahead = np.minimum(np.maximum(read_ahead, 1), most[:, None])
-        ends = np.broadcast_to(np.array([0, 1]), (len(device), 2))
-        places = np.concatenate([ends, read_ahead], axis=1)
-    else:
-        places = np.zeros((len(device), 1), dtype=np.int64)
-    return Asked(device, first, last, gpu, closing_gpu, places)
+    ways = [_near_ways(one, deal, i == 0) for i, (one, deal) in enumerate(zip(holder.devices, deals, strict=True))]
+    counts = np.array([len(own) for own in ways])
+    starts = np.cumsum(counts) - counts
+    every = np.array([way for own in ways for way in own], dtype=np.int64)
+    row = np.repeat(np.arange(len(device)), counts[device])
+    column = np.arange(len(row)) - np.repeat(np.cumsum(counts[device]) - counts[device], counts[device])
+    gpu, closing_gpu, places = every[starts[device[row]] + column].T
+    return Asked(device, first, last, row, column, gpu, closing_gpu > 0, places)
+
+
+def _near_ways(device: DeviceCosts, deal: Deal, is_head: bool) -> list[tuple[int, int, int]]:
+    """(layers on the GPU, whether the closing window is, places in the buffer)."""
+    gpus, closing = {0}, {0}
+    if device.gpu is not None:  # as many as before, all of them, or none
+        gpus |= {max(0, deal.gpu + step) for step in (-1, 0, 1)} | {ALL}
+        closing = {0, 1} if is_head else {0}
+    places = {0}
+    if device.disk > 0:
+        places |= {1} | {max(1, deal.read_ahead + step) for step in (-1, 0, 1, 2)}
+    return [(gpu, on_gpu, place) for gpu in sorted(gpus) for on_gpu in closing for place in sorted(places)]
 
 
 class _Picker:

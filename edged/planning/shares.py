@@ -26,25 +26,16 @@ MOST_STEPS = 8  # to the least number of streamed layers that memory allows
 
 @dataclass(frozen=True)
 class Asked:
-    """Sets of windows, a row each, and the ways to try."""
+    """Sets of windows, a row each, and the ways to try: of each row several, one after the other."""
 
     device: Counted  # (rows,): index among the devices
     first: Counted  # (rows, rounds): layers [first, last)
     last: Counted
-    gpu: Counted  # (rows, some): layers on the GPU
-    closing_gpu: Truths  # (rows, some), along with `gpu`: whether the head's last window is on the GPU
-    places: Counted  # (rows, some): of the read-ahead buffer; 0: nothing is streamed
-
-    def of(self, rows: Counted | Truths) -> Asked:
-        """Some of the rows."""
-        return Asked(
-            self.device[rows],
-            self.first[rows],
-            self.last[rows],
-            self.gpu[rows],
-            self.closing_gpu[rows],
-            self.places[rows],
-        )
+    row: Counted  # (ways,)
+    column: Counted  # (ways,): counted within the row
+    gpu: Counted  # (ways,): layers on the GPU
+    closing_gpu: Truths  # (ways,): whether the head's last window is on the GPU
+    places: Counted  # (ways,): of the read-ahead buffer; 0: nothing is streamed
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,16 @@ class Shares:
         allowed = (self.disk <= disk_within) & (self.stage <= stage_within)
         return np.asarray(np.where(allowed, self.busy, np.inf).min(axis=1))
 
+    def replace(self, rows: Counted, others: Shares) -> None:
+        """Other rows in the place of some of these."""
+        for field, new in vars(others).items():
+            old = getattr(self, field)
+            if old.ndim == 1:
+                old[rows] = new
+                continue
+            old[rows] = np.inf if old.dtype == np.float64 else 0
+            old[rows, : new.shape[1]] = new
+
     def deal(self, row: int, disk_within: float, stage_within: float) -> Deal:
         """The way that `least_busy` means."""
         allowed = (self.disk[row] <= disk_within) & (self.stage[row] <= stage_within)
@@ -76,11 +77,6 @@ class Shares:
             read_ahead=int(self.read_ahead[row, way]),
             closing_gpu=bool(self.closing_gpu[row, way]),
         )
-
-    def together(self, *others: Shares) -> Shares:
-        """These rows and others, of as many ways."""
-        columns = zip(*(vars(one).values() for one in (self, *others)), strict=True)
-        return Shares(*(np.concatenate(column) for column in columns))
 
 
 class Holder:
@@ -125,76 +121,78 @@ class Holder:
 
 
 class _Batch:
-    """One evaluation; arrays of shape (rows, gpu, places, rounds) or fewer."""
+    """One evaluation; arrays of shape (ways,) and (ways, rounds)."""
 
     def __init__(self, holder: Holder, asked: Asked) -> None:
-        self.holder, self.asked = holder, asked
-        self.of = holder.problem.of
-        self.device = asked.device[:, None, None]
-        self.first, self.last = asked.first[:, None, None, :], asked.last[:, None, None, :]
+        self.holder, self.asked, self.of = holder, asked, holder.problem.of
+        self.device = asked.device[asked.row]
+        self.first, self.last = asked.first[asked.row], asked.last[asked.row]
         self.rooms = self.last - self.first
-        self.total = (asked.last - asked.first).sum(axis=1)
-        self.read_ahead = asked.places[:, None, :]
-        self.gpu = np.minimum(asked.gpu, self.total[:, None])[:, :, None]
-        left = holder._left[asked.device[:, None], asked.closing_gpu.astype(np.int64)]
-        self.memory, self.gpu_memory, self.disk_free, self.fixed = (left[:, :, i, None] for i in range(4))
-        self.cpu = spread_many(self.total[:, None, None] - self.gpu, self.rooms)
+        self.total = self.rooms.sum(axis=1)
+        self.gpu = np.minimum(asked.gpu, self.total)
+        left = holder._left[self.device, asked.closing_gpu.astype(np.int64)]
+        self.memory, self.gpu_memory, self.disk_free, self.fixed = left.T
+        self.cpu = spread_many(self.total - self.gpu, self.rooms)
         self.on_gpu = self.rooms - self.cpu
 
     def shares(self) -> Shares:
         holder, asked = self.holder, self.asked
         streamed, fits = self._least_streamed()
         weights = holder._weights
-        stored = (weights[asked.last] - weights[asked.first]).sum(axis=1)
-        fits &= stored[:, None, None] <= self.disk_free
+        fits &= (weights[self.last] - weights[self.first]).sum(axis=1) <= self.disk_free
         fits &= (holder._speed[self.device] > 0) | (streamed == 0)
         busy, disk = self._seconds(spread_many(streamed, self.cpu))
         busy = busy + self.fixed
-        windows = asked.first.shape[1] + (self.device == 0)  # the head has the closing one besides
+        windows = self.rooms.shape[1] + (self.device == 0)  # the head has the closing one besides
         stage = np.maximum(busy + windows * holder._hop_overhead[self.device], disk)
-        shape = fits.shape
-        grids = [np.where(fits, one, np.inf) for one in (busy, disk, stage)]
-        ways = [
-            np.array(np.broadcast_to(one, shape))  # to be written to
-            for one in (self.gpu, streamed, self.read_ahead, asked.closing_gpu[:, :, None])
-        ]
-        flat = [one.reshape(shape[0], -1) for one in (*grids, *ways)]
-        return Shares(flat[0], flat[1], flat[2], self.total, flat[3], flat[4], flat[5], flat[6])
+        shape = len(asked.device), int(asked.column.max(initial=0)) + 1
+
+        def by_row(values: Counted | Grid | Truths, empty: float) -> NDArray[np.generic]:
+            grid = np.full(shape, empty, dtype=values.dtype)
+            grid[asked.row, asked.column] = values
+            return grid
+
+        costs = [by_row(np.where(fits, one, np.inf), np.inf) for one in (busy, disk, stage)]
+        ways = [by_row(one, 0) for one in (self.gpu, streamed, asked.places, asked.closing_gpu)]
+        layers = (asked.last - asked.first).sum(axis=1)
+        return Shares(costs[0], costs[1], costs[2], layers, ways[0], ways[1], ways[2], ways[3])
 
     def _least_streamed(self) -> tuple[Counted, Truths]:
         """As few layers as memory demands, in some window as many as the buffer has places; and what fits."""
-        rounds = self.rooms.shape[-1]
+        rounds, places = self.rooms.shape[1], self.asked.places
         step = float(max(self.of.model.layer_bytes))
-        on_cpu = self.total[:, None, None] - self.gpu
-        least = np.where(self.read_ahead > 0, (self.read_ahead - 1) * rounds + 1, 0)
-        most = np.where(self.read_ahead > 0, on_cpu, 0)
+        least = np.where(places > 0, (places - 1) * rounds + 1, 0)
+        most = np.where(places > 0, self.total - self.gpu, 0)
         possible = least <= most
         streamed = np.minimum(least, most)
+        taken, on_gpu = self._bytes(streamed, slice(None))
         for _ in range(MOST_STEPS):
-            taken, on_gpu = self._bytes(spread_many(streamed, self.cpu))
             excess = taken - self.memory
-            more = possible & (excess > 0) & (streamed < most)
-            if not more.any():
+            more = np.flatnonzero(possible & (excess > 0) & (streamed < most))
+            if not more.size:
                 break
-            further = streamed + np.maximum(1, excess // step).astype(np.int64)
-            streamed = np.where(more, np.minimum(further, most), streamed)
+            further = streamed[more] + np.maximum(1, excess[more] // step).astype(np.int64)
+            streamed[more] = np.minimum(further, most[more])
+            taken[more], on_gpu[more] = self._bytes(streamed[more], more)
         return streamed, possible & (taken <= self.memory) & (on_gpu <= self.gpu_memory)
 
-    def _bytes(self, streamed: Counted) -> tuple[Grid, Grid]:
-        """Of RAM and of VRAM."""
+    def _bytes(self, total: Counted, of: Counted | slice) -> tuple[Grid, Grid]:
+        """Of RAM and of VRAM, of some ways."""
         kept, cache = self.holder._kept, self.holder._cache
-        first_gpu, first_streamed = self.first + self.cpu - streamed, self.last - streamed
+        cpu, first, last = self.cpu[of], self.first[of], self.last[of]
+        streamed = spread_many(total, cpu)
+        first_gpu, first_streamed = first + cpu - streamed, last - streamed
         before = kept[first_gpu]
         overhead = self.of.overhead
-        on_gpu = (kept[first_streamed] - before + overhead * (self.on_gpu > 0)).sum(axis=-1)
-        taken = before - kept[self.first] + cache[self.last] - cache[first_streamed]
-        buffer = self.holder._largest[first_streamed, self.last].max(axis=-1) * self.read_ahead
-        taken = taken.sum(axis=-1) + overhead * self.rooms.shape[-1] + buffer
-        return taken + on_gpu * self.holder._shared[self.device], on_gpu
+        on_gpu = (kept[first_streamed] - before + overhead * (self.on_gpu[of] > 0)).sum(axis=1)
+        taken = before - kept[first] + cache[last] - cache[first_streamed]
+        buffer = self.holder._largest[first_streamed, last].max(axis=1) * self.asked.places[of]
+        taken = taken.sum(axis=1) + overhead * self.rooms.shape[1] + buffer
+        return taken + on_gpu * self.holder._shared[self.device[of]], on_gpu
 
     def _seconds(self, streamed: Counted) -> tuple[Grid, Grid]:
         """Of its visits, and of its disk."""
-        holder, device = self.holder, self.device[..., None]
+        holder, device = self.holder, self.device[:, None]
         first_gpu, first_streamed = self.first + self.cpu - streamed, self.last - streamed
         cpu, gpu, weights = holder._cpu, holder._gpu, holder._weights
         on_cpu = cpu[device, first_gpu] - cpu[device, self.first]
@@ -202,15 +200,15 @@ class _Batch:
         compute = on_cpu + gpu[device, first_streamed] - gpu[device, first_gpu]
         run = holder._cpu_run[device] + holder._gpu_run[device] * (self.on_gpu > 0)
         if not streamed.any():
-            return (compute + run).sum(axis=-1), np.zeros(compute.shape[:-1])
+            return (compute + run).sum(axis=1), np.zeros(len(compute))
         speed = np.where(holder._speed > 0, holder._speed, 1.0)[device]
         disk = (weights[self.last] - weights[first_streamed]) / speed
-        places = self.read_ahead[..., None]
+        places = self.asked.places[:, None]
         unread = (weights[self.last] - weights[np.minimum(first_streamed + places, self.last)]) / speed
         unhidden = self.cpu // np.maximum(streamed, 1) - 1 + 2 * self.of.largest_tensor  # layers
         waiting = unhidden * on_cpu / np.maximum(self.cpu, 1) + unread
         busy = np.where(streamed > places, np.maximum(compute, waiting), compute) + run
-        return busy.sum(axis=-1), disk.sum(axis=-1)
+        return busy.sum(axis=1), disk.sum(axis=1)
 
 
 def _largest(layer_bytes: Sequence[int]) -> Grid:
