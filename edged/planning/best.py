@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from edged.planning import overlap, ranges
+from edged.planning import every_ring, overlap, ranges
 from edged.planning.cost import Problem, RingCost
 from edged.planning.near import Near, improved
 from edged.planning.plan import Objective
@@ -115,6 +115,8 @@ def _by_single_cuts(
     found: list[RingCost | None] = [windows.improved(one) for one in best]
     if rounds in (None, 1) and ranges.small_enough(problem):
         found.append(ranges.best_ring(problem, objective))
+    if rounds != 1:
+        found.append(every_ring.best_ring(problem, objective, windows, rounds))
     return found
 
 
