@@ -38,7 +38,7 @@ def main() -> None:
                 for memory in MEMORY:
                     for objective in OBJECTIVES:
                         seconds = min(
-                            _seconds(_problem(devices, layers, memory, alike, measured), objective)
+                            _seconds(random_home(devices, layers, memory, alike, measured), objective)
                             for _ in range(repeat)
                         )
                         print(
@@ -55,8 +55,11 @@ def _seconds(problem: Problem, objective: Objective) -> float:
     return time.process_time() - started
 
 
-def _problem(n_devices: int, n_layers: int, memory: float, alike: bool, measured: bool) -> Problem:
-    rng = random.Random(n_devices)
+def random_home(
+    n_devices: int, n_layers: int, memory: float, alike: bool, measured: bool, seed: int | None = None
+) -> Problem:
+    """memory: of all devices' RAM, as a multiple of the model.  measured: whether links differ."""
+    rng = random.Random(n_devices if seed is None else seed)
     layers = tuple(_layer(LAYER if alike or i % 3 else LAYER * 9 // 8) for i in range(n_layers))
     total = sum(layer.nbytes for layer in layers)
     share = int(total * memory / n_devices)
@@ -94,7 +97,7 @@ def _problem(n_devices: int, n_layers: int, memory: float, alike: bool, measured
 
 def _layer(nbytes: int) -> LayerProfile:
     group = TensorGroup(type="q4_K", nbytes=nbytes, weights=nbytes * 16 // 9)
-    return LayerProfile(groups=(group,), kv_bytes_per_token=4096)
+    return LayerProfile(groups=(group,), kv_bytes_per_token=4096, largest_tensor=int(0.27 * nbytes))
 
 
 def _device(rng: random.Random, index: int, share: int) -> DeviceProfile:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from edged.planning import overlap, ranges
+from edged.planning import every_ring, overlap, ranges
 from edged.planning.cost import Problem, RingCost
+from edged.planning.near import Near, improved
 from edged.planning.plan import Objective
 from edged.planning.uneven import Placed, Windows, alike
 
 ABOVE_AVERAGE = (0.0, 0.25, 0.5, 1.0)  # sizes of layers to start from, between the average and the largest
 MOST_IMPROVED = 2  # rings, the best to start with
 HOPEFUL = 1.25  # of what the head alone takes: moving cuts seldom gains more than a fifth
+REACHED = 1.002  # of what the average layer takes: there is no need to look further
+FEW_PLACES = 20  # where cuts are so few, each of them is moved by itself
 
 
 def best_ring(problem: Problem, objective: Objective, rounds: int | None = None) -> RingCost | None:
@@ -45,7 +48,58 @@ def _rings(
 ) -> list[RingCost | None]:
     """Rings of several devices. `bound`: what the head alone takes."""
     if regular(problem):
-        return [overlap.best_ring(problem, objective, rounds)]
+        found = overlap.best_counts(problem, objective, rounds, bound)
+        return [] if found is None else [found[1]]
+    if len(problem.of.places) > FEW_PLACES:
+        return _near_average(problem, objective, rounds)
+    return _by_single_cuts(problem, objective, windows, bound, rounds)
+
+
+def _near_average(problem: Problem, objective: Objective, rounds: int | None) -> list[RingCost | None]:
+    """From the best ring of the average layer; where that cannot be reached, of larger layers too."""
+    found: list[RingCost | None] = []
+    enough = inf
+    for above in ABOVE_AVERAGE:
+        rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
+        counts = overlap.best_counts(rough, objective, rounds)
+        if counts is None:
+            continue
+        ring = _improved(problem, counts[0], objective)
+        for fewer in range(counts[0].rounds - 1, 0, -1):  # where there are few places to cut at
+            if ring is None and rounds is None and (again := overlap.best_counts(rough, objective, fewer)):
+                ring = _improved(problem, again[0], objective)
+        found.append(ring)
+        if enough == inf:
+            enough = REACHED * counts[1].goal(objective)
+        if ring is not None and ring.goal(objective) <= enough:
+            break
+    return found
+
+
+def _improved(problem: Problem, counts: overlap.Counts, objective: Objective) -> RingCost | None:
+    near = _near(problem, counts)
+    return None if near is None else improved(problem, near, objective)
+
+
+def _near(problem: Problem, counts: overlap.Counts) -> Near | None:
+    """`counts` of layers as cuts by units; None where there are too few units."""
+    units = len(problem.of.places) - 2
+    per_layer = (units + 1) / problem.model.n_layers
+    n, k = len(counts.order), counts.rounds
+    if units < n * k:
+        return None
+    cuts: list[int] = []
+    so_far = 0
+    for i, deal in enumerate(counts.deals[:-1]):
+        so_far += deal.layers
+        low = (cuts[-1] if cuts else 0) + k
+        cuts.append(min(max(round(so_far * per_layer), low), units - k * (n - 1 - i)))
+    return Near(k, counts.order, counts.deals, tuple(cuts))
+
+
+def _by_single_cuts(
+    problem: Problem, objective: Objective, windows: Windows, bound: float, rounds: int | None
+) -> list[RingCost | None]:
     starts: list[Placed] = []
     for above in ABOVE_AVERAGE:
         rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
@@ -61,6 +115,8 @@ def _rings(
     found: list[RingCost | None] = [windows.improved(one) for one in best]
     if rounds in (None, 1) and ranges.small_enough(problem):
         found.append(ranges.best_ring(problem, objective))
+    if rounds != 1:
+        found.append(every_ring.best_ring(problem, objective, windows, rounds))
     return found
 
 

@@ -31,7 +31,6 @@ from edged.planning.device_costs import DeviceCosts, ModelCosts, Workload, devic
 from edged.planning.model_profile import ModelProfile
 from edged.planning.plan import ContextOptions, DeviceExpectation, Expectation, Hop, Objective, WireType
 from edged.planning.profile import ClusterProfile
-from edged.planning.streamed import LARGEST_TENSOR
 
 WIRE_BYTES: dict[WireType, float] = {"f32": 4, "f16": 2, "q8": 1.125}  # per value, as ring/wire.py packs it
 
@@ -102,9 +101,9 @@ class Visit:
     buffer: float  # bytes its device's read-ahead buffer must have for it
 
 
-def layers_unhidden(on_cpu: int, streamed: int) -> float:
+def layers_unhidden(of: ModelCosts, on_cpu: int, streamed: int) -> float:
     """Layers' worth of compute during which a window's disk has to pause, q + 2 t."""
-    return on_cpu // streamed - 1 + 2 * LARGEST_TENSOR
+    return on_cpu // streamed - 1 + 2 * of.largest_tensor
 
 
 def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
@@ -146,7 +145,7 @@ def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
             unread = of.weights.of(first_streamed + hop.read_ahead, hop.last) / device.disk
             on_cpu = hop.n_layers - hop.gpu_layers
             layer = (cpu.decode.of(hop.first, first_gpu) + compute - steady) / on_cpu
-            stall = max(0.0, layers_unhidden(on_cpu, hop.streamed) * layer + unread - compute)
+            stall = max(0.0, layers_unhidden(of, on_cpu, hop.streamed) * layer + unread - compute)
     if output_read:  # in slices, of which the first ones come while the layers are computed
         late = 1.0 - of.model.output_slots / output_read
         reading = output_read / device.disk if device.disk > 0 else inf

@@ -77,6 +77,11 @@ class ModelCosts:
         per_kind = [int(kind.kv_bytes_per_token * self.kv_scale * cells) for kind in self.kinds]
         return Span.over(per_kind[i] for i in self.kind_of)
 
+    @cached_property
+    def largest_tensor(self) -> float:
+        """Of a layer's bytes, what is read from disk at once; where tensors are not known, all of them."""
+        return max(kind.largest_tensor / kind.nbytes if kind.largest_tensor else 1.0 for kind in self.kinds)
+
     @property
     def kv_scale(self) -> float:
         return KV_BITS[self.context.kv_type] / 16

@@ -2,22 +2,32 @@
 
 For k rounds with L = k W layers, over integers w_m (window) and n_m <= w_m (of them on the GPU):
     minimise k * sum(a_m w_m + b_m n_m + x_m) + kappa.
-a_m: seconds of a CPU layer, its keys and values, and where memory is too small its bytes over the disk's
-speed; b_m: what changes when a layer moves to the GPU; x_m: communication; kappa: the output side, and what
-memory saves of the reading. A device is in one of four sets, which say whether it reads from disk, and
-whether it holds at least or at most what fits: M1 macOS without Metal, M2 macOS with Metal, M3 Linux and
-Android, all with too little memory; M4 enough memory, or a disk below 0.1 GB/s. The sets are assumed, the
-programme is solved, the sets are computed again, until nothing changes.
+a_m: seconds of a CPU layer, and where memory is too small its bytes over the disk's speed; b_m: what changes
+when a layer moves to the GPU; x_m: communication; kappa: the output side, and what memory saves of the
+reading. A device is in one of four sets, which say whether it reads from disk, and whether it holds at least
+or at most what fits: M1 macOS without Metal, M2 macOS with Metal, M3 Linux and Android, all with too little
+memory; M4 enough memory, or a disk below 0.1 GB/s.
+
+The sets are assumed, first for layers in proportion to RAM, with all of a GPU's device on its GPU. The
+programme is solved for every k that divides L, the best k is taken, and the sets are computed again from its
+windows, until nothing changes. Where VRAM stays free while layers run on CPUs or are read from disk, the
+device with the slowest disk is forced into M4. Devices left with windows of one layer are dropped, all at
+once and whatever runs the layer, and the whole is solved again.
 
 Departures: a ring of edged ends at its head, so the head gets the last layers; and each device then holds its
 windows as edged does, some layers for good, others streamed. Layers count as alike, as in the paper.
+Communication counts as in the paper; its code has 0 there. Android disks count by their sequential speed, as
+in the paper's table; its code takes the random one there as on macOS. And all is done again from two other starts
+(`Start`), and the best by Halda's own estimate taken: from the first the sets often settle where a device
+holds a layer more than fits, since one that is said to have too little must hold at least what fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 import highspy
 
@@ -27,6 +37,7 @@ from edged.planning.uneven import Windows, snapped, without_empty
 
 SLOWEST_DISK = 0.1e9  # bytes per second; below it nothing may be read again for every token
 MOST_ITERATIONS = 20  # of the sets; they settle in two or three
+HEAD_FIRST = 1.01  # by which prima.cpp makes the head's layers count for less
 
 
 class Set(Enum):
@@ -34,6 +45,12 @@ class Set(Enum):
     M2 = "macOS with Metal, too little memory"
     M3 = "Linux or Android, too little memory"
     M4 = "enough memory, or too slow a disk"
+
+
+class Start(Enum):
+    RAM = "layers in proportion to RAM"
+    VRAM = "layers in proportion to RAM and VRAM"
+    LITTLE = "a layer each, so that all have enough memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +68,7 @@ class _Device:
     disk: float
     mac: bool
     constant: float  # seconds that do not depend on the layers
-    forced: bool = False  # into M4
+    weight: float  # of its CPU layers' seconds
 
     def fits(self, layers: float, on_gpu: float) -> bool:
         return (layers if self.mac else layers - on_gpu) * self.kept <= self.memory
@@ -70,8 +87,7 @@ class Assignment:
 
 def best_ring(problem: Problem, objective: Objective) -> RingCost | None:
     """Halda's assignment as a ring of edged; None where the programme has no solution that fits."""
-    found = sorted(assignments(problem), key=lambda one: one.seconds)
-    for assignment in found:  # by its own estimate, the first that the true figures admit
+    for assignment in assignments(problem):  # by its own estimate, the first that the true figures admit
         ring = _ring(problem, assignment, objective)
         if ring is not None:
             return ring
@@ -79,82 +95,86 @@ def best_ring(problem: Problem, objective: Objective) -> RingCost | None:
 
 
 def assignments(problem: Problem) -> list[Assignment]:
-    """The best assignment for every k that divides the number of layers."""
-    names = [problem.head, *(name for name in problem.devices if name != problem.head)]
-    n = problem.model.n_layers
-    found = []
-    for rounds in (k for k in range(1, n + 1) if n % k == 0):
-        assignment = _solve_dropping(problem, names, rounds)
-        if assignment is not None:
-            found.append(assignment)
-    return found
-
-
-def _solve_dropping(problem: Problem, names: Sequence[str], rounds: int) -> Assignment | None:
-    """A device left with a single CPU layer is dropped, and the whole is solved again."""
-    names = list(names)
-    while names and problem.model.n_layers // rounds >= len(names):
-        assignment = _settled(problem, names, rounds)
-        if assignment is None:
-            return None
-        weak = [
-            name
-            for name, window, gpu in zip(names, assignment.windows, assignment.on_gpu, strict=True)
-            if name != problem.head and gpu == 0 and window == 1
-        ]
-        if not weak:
-            return assignment
-        names.remove(min(weak, key=lambda name: -problem.devices[name].cpu.decode.prefix[-1]))
-    return None
-
-
-def _settled(problem: Problem, names: Sequence[str], rounds: int) -> Assignment | None:
-    """Sets assumed, solved and computed again until they stay."""
-    devices = [_device(problem, name, names) for name in names]
-    n = problem.model.n_layers
-    room = [device.memory + (0.0 if device.mac else device.gpu_memory) for device in devices]
-    first = [n * own / max(sum(room), 1.0) for own in room]  # in proportion to memory
-    sets = [
-        _set_of(device, layers, min(layers, _most_on_gpu(device, 1)))
-        for device, layers in zip(devices, first, strict=True)
-    ]
-    seen: set[tuple[Set, ...]] = set()
-    assignment: Assignment | None = None
-    for _ in range(MOST_ITERATIONS):
-        solved = _programme(devices, sets, rounds, n // rounds)
-        if solved is None:
-            break
-        assignment = solved
-        after = [
-            _set_of(device, rounds * window, rounds * gpu)
-            for device, window, gpu in zip(devices, solved.windows, solved.on_gpu, strict=True)
-        ]
-        if after == sets:
-            forced = _force_one(devices, solved, after, rounds)
-            if forced is None:
-                return assignment
-            devices = forced
-            after = [Set.M4 if device.forced else one for device, one in zip(devices, after, strict=True)]
-        elif tuple(after) in seen:
-            return assignment  # they go round in a circle
-        seen.add(tuple(after))
-        sets = after
-    return assignment
-
-
-def _force_one(
-    devices: list[_Device], solved: Assignment, sets: Sequence[Set], rounds: int
-) -> list[_Device] | None:
-    """Where VRAM stays free while devices are overloaded, the one with the slowest disk goes to M4."""
-    free = any(
-        device.gpu is not None and rounds * (gpu + 1) * device.kept <= device.gpu_memory
-        for device, gpu in zip(devices, solved.on_gpu, strict=True)
+    """The assignments for the sets that were settled on, one for every number of rounds, the best first."""
+    return min(
+        (_from(problem, start) for start in Start),
+        key=lambda found: found[0].seconds if found else inf,
     )
-    overloaded = [i for i, one in enumerate(sets) if one is not Set.M4]
-    if not free or not overloaded:
-        return None
-    slowest = min(overloaded, key=lambda i: devices[i].disk)
-    return [replace(device, forced=device.forced or i == slowest) for i, device in enumerate(devices)]
+
+
+def _from(problem: Problem, start: Start) -> list[Assignment]:
+    names = [problem.head, *(name for name in problem.devices if name != problem.head)]
+    while True:
+        devices = [_device(problem, name, names) for name in names]
+        found = _settled(devices, problem.model.n_layers, start)
+        if not found:
+            return []
+        windows = zip(names[1:], found[0].windows[1:], strict=True)
+        if not (weak := {name for name, window in windows if window == 1}):
+            return found
+        names = [name for name in names if name not in weak]
+
+
+def _settled(devices: Sequence[_Device], n_layers: int, start: Start) -> list[Assignment]:
+    """Sets assumed, solved for every number of rounds and computed again until they stay."""
+    rounds, windows, on_gpu = 1, *_first_windows(devices, n_layers, start)
+    factors = [k for k in range(1, max(1, n_layers // 2) + 1) if n_layers % k == 0]
+    forced: set[str] = set()
+    before: list[Set] = []
+    kept: list[Assignment] = []
+    for _ in range(MOST_ITERATIONS):
+        sets = [
+            Set.M4 if device.name in forced else _set_of(device, rounds * window, rounds * gpu)
+            for device, window, gpu in zip(devices, windows, on_gpu, strict=True)
+        ]
+        if sets == before:
+            break
+        before = sets
+        solved = [one for k in factors if (one := _programme(devices, sets, k, n_layers // k)) is not None]
+        if not solved:
+            break  # what was found before stands
+        solved.sort(key=lambda one: one.seconds)
+        unchanged = bool(kept) and kept[0] == solved[0]
+        kept, best = solved, solved[0]
+        if _is_lopsided(devices, best, sets):
+            overloaded = [device for device, one in zip(devices, sets, strict=True) if one is not Set.M4]
+            if overloaded:
+                forced.add(min(overloaded, key=lambda device: device.disk).name)
+            continue  # with the windows as they were
+        if unchanged:
+            break
+        rounds, windows, on_gpu = best.rounds, best.windows, best.on_gpu
+    return kept
+
+
+def _first_windows(
+    devices: Sequence[_Device], n_layers: int, start: Start
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One layer at least; on a GPU all of them, or as many as it holds where its memory counts."""
+    if start is Start.LITTLE:
+        return (1,) * len(devices), (0,) * len(devices)
+    with_vram = start is Start.VRAM
+    room = [one.memory + (one.gpu_memory if with_vram and not one.mac else 0.0) for one in devices]
+    windows = [max(1, round(n_layers * own / max(1.0, sum(room)))) for own in room]
+    largest = max(range(len(devices)), key=lambda i: windows[i])
+    windows[largest] += n_layers - sum(windows)
+    on_gpu = [0 if one.gpu is None else window for one, window in zip(devices, windows, strict=True)]
+    if with_vram:
+        on_gpu = [min(gpu, _most_on_gpu(one, 1)) for one, gpu in zip(devices, on_gpu, strict=True)]
+    return tuple(windows), tuple(on_gpu)
+
+
+def _is_lopsided(devices: Sequence[_Device], solved: Assignment, sets: Sequence[Set]) -> bool:
+    """Whether VRAM stays free while layers run on a GPU's neighbour or are read from disk."""
+    each = list(zip(devices, solved.windows, solved.on_gpu, sets, strict=True))
+    if any(window == 1 and gpu == 0 for _, window, gpu, _ in each):
+        return False  # a device is to be dropped first
+    free = any(
+        device.gpu is not None and gpu < _most_on_gpu(device, solved.rounds) for device, _, gpu, _ in each
+    )
+    return free and any(
+        window > gpu if device.gpu is not None else one is not Set.M4 for device, window, gpu, one in each
+    )
 
 
 def _device(problem: Problem, name: str, names: Sequence[str]) -> _Device:
@@ -163,7 +183,7 @@ def _device(problem: Problem, name: str, names: Sequence[str]) -> _Device:
     is_head = name == problem.head
     successor = names[(list(names).index(name) + 1) % len(names)]
     fixed = of.overhead + (of.last_overhead + problem.model.output_memory if is_head else 0)
-    gpu = costs.gpu
+    gpu, mac = costs.gpu, costs.profile.os == "macos"
     return _Device(
         name=name,
         cpu=costs.cpu.decode.prefix[-1] / n,
@@ -171,11 +191,14 @@ def _device(problem: Problem, name: str, names: Sequence[str]) -> _Device:
         way=problem.hop_s(name, successor) if successor != name else 0.0,
         layer=of.weights.prefix[-1] / n,
         kept=(of.weights.prefix[-1] + of.cache.prefix[-1]) / n,
-        memory=max(0.0, costs.profile.memory_budget - fixed),
+        memory=max(
+            0.0, (costs.gpu_budget if mac and gpu is not None else costs.profile.memory_budget) - fixed
+        ),
         gpu_memory=max(0.0, costs.gpu_budget - of.overhead),
-        disk=costs.disk,
-        mac=costs.profile.os == "macos",
+        disk=(costs.profile.disk_random or costs.disk) if mac else costs.disk,
+        mac=mac,
         constant=costs.cpu.output if is_head else 0.0,
+        weight=1.0 / HEAD_FIRST if is_head else 1.0,
     )
 
 
@@ -184,7 +207,7 @@ def _most_on_gpu(device: _Device, rounds: int) -> int:
 
 
 def _set_of(device: _Device, layers: float, on_gpu: float) -> Set:
-    if device.forced or device.disk < SLOWEST_DISK or device.fits(layers, on_gpu):
+    if device.disk < SLOWEST_DISK or device.fits(layers, on_gpu):
         return Set.M4
     if device.mac:
         return Set.M1 if device.gpu is None else Set.M2
@@ -212,13 +235,14 @@ def _programme(devices: Sequence[_Device], sets: Sequence[Set], rounds: int, tot
     cost = 0.0
     constant = 0.0
     for device, kind, window, gpu in zip(devices, sets, windows, on_gpu, strict=True):
-        read = 0.0 if kind is Set.M4 else device.layer / device.disk
-        cost = cost + rounds * (device.cpu + read) * window
+        nbytes = {Set.M4: 0.0, Set.M2: device.layer}.get(kind, device.kept)
+        read = nbytes / device.disk if nbytes else 0.0
+        cost = cost + rounds * device.weight * (device.cpu + read) * window
         if device.gpu is not None:
             saved = device.gpu - device.cpu - (read if kind is Set.M3 else 0.0)
             cost = cost + rounds * saved * gpu
         constant += rounds * device.way + device.constant
-        if kind is Set.M3:
+        if kind in (Set.M1, Set.M3):
             constant -= device.memory / device.disk
         highs.addConstr(gpu <= window)
         held = rounds * device.kept * (window if device.mac else window - gpu)

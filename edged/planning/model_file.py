@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -99,8 +100,18 @@ class ModelFile(Document):
             one = self.n_embd * self.n_ff
             groups += [self._group(self.ffn_type, 2 * one), self._group(better or self.ffn_type, one)]
         return LayerProfile(
-            groups=_merged(groups), kv_bytes_per_token=2 * 2 * self.n_kv_heads * self.head_dim
+            groups=_merged(groups),
+            kv_bytes_per_token=2 * 2 * self.n_kv_heads * self.head_dim,
+            largest_tensor=max(tensor.nbytes for tensor in self._single(index, better)),
         )
+
+    def _single(self, index: int, better: str) -> Iterator[TensorGroup]:
+        """The larger ones of a layer's tensors, each for itself."""
+        yield self._group(self.attention_type, self.n_embd * self.n_heads * self.head_dim)
+        experts = self.n_experts if index >= self.n_dense_layers else 0
+        one = experts * self.n_embd * self.n_ff_expert if experts else self.n_embd * self.n_ff
+        yield self._group(self.ffn_type, one)
+        yield self._group(better or self.ffn_type, one)
 
     def _better(self, index: int) -> bool:
         """llama.cpp's choice for the K_M mixtures: the first and last eighth, and every third in between."""

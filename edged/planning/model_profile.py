@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from edged.documents import Document
-from edged.planning.streamed import LARGEST_TENSOR, SLOTS
+from edged.planning.streamed import SLOTS
 
 
 class TensorGroup(Document):
@@ -34,6 +34,7 @@ class LayerProfile(Document):
 
     groups: tuple[TensorGroup, ...]
     kv_bytes_per_token: int = Field(ge=0)  # K and V, at two bytes per value; 0 where it keeps none
+    largest_tensor: int = Field(default=0, ge=0)  # bytes, what is read from disk at once; 0: not known
 
     @cached_property
     def nbytes(self) -> int:
@@ -87,7 +88,8 @@ class ModelProfile(Document):
     @property
     def output_slots(self) -> int:
         """Bytes of memory that an output matrix takes which is streamed: it comes in slices."""
-        return min(self.output_bytes, int(SLOTS * LARGEST_TENSOR * max(self.layer_bytes)))
+        largest = max(layer.largest_tensor or layer.nbytes for layer in self.known_layers)
+        return min(self.output_bytes, SLOTS * largest)
 
     @property
     def output_memory(self) -> int:

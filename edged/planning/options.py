@@ -15,7 +15,6 @@ from edged.planning.cost import visit
 from edged.planning.deal import Deal
 from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop
-from edged.planning.streamed import LARGEST_TENSOR
 
 Grid = NDArray[np.float64]
 
@@ -51,18 +50,23 @@ class Options:
         return int(np.where(allowed, self.busy[layers], np.inf).argmin())
 
 
-def options(device: DeviceCosts, of: ModelCosts, rounds: int, closing: int = 0) -> Options | None:
-    """The ways of `device`, None if there are none; a head has `closing` layers more, in its last window."""
+def options(
+    device: DeviceCosts, of: ModelCosts, rounds: int, closing: int = 0, waiting: bool = True
+) -> Options | None:
+    """The ways of `device`, None if there are none; a head has `closing` layers more, in its last window.
+
+    waiting: False as if no window ever waited for the disk, so that one place in the buffer is enough.
+    """
     found: list[tuple[Grid, ...]] = []
     for closing_gpu in (False, True) if closing and device.gpu is not None else (False,):
-        found += _ways(device, of, rounds, closing, closing_gpu)
+        found += _ways(device, of, rounds, closing, closing_gpu, waiting)
     if not found:
         return None
     return Options(*(np.concatenate(column, axis=1) for column in zip(*found, strict=True)))
 
 
 def _ways(
-    device: DeviceCosts, of: ModelCosts, rounds: int, closing: int, closing_gpu: bool
+    device: DeviceCosts, of: ModelCosts, rounds: int, closing: int, closing_gpu: bool, waiting: bool
 ) -> list[tuple[Grid, ...]]:
     n_layers = of.model.n_layers
     size, cache = of.weights.of(0, 1), of.cache.of(0, 1)
@@ -99,7 +103,8 @@ def _ways(
     work = [c * cpu_s + (w - c) * gpu_s for w, c in zip(windows, cpu_windows, strict=True)]
 
     # All numbers of places in the read-ahead buffer at once, along the first axis.
-    places = np.arange(_most_places(memory, size, most, rounds, np.isfinite(read_s)) + 1, dtype=np.float64)
+    most_places = _most_places(memory, size, most, rounds, np.isfinite(read_s))
+    places = np.arange((most_places if waiting else min(1, most_places)) + 1, dtype=np.float64)
     places = places[:, None, None]
     room = np.floor((memory - taken - places * size) / size)
     streamed = np.maximum(on_cpu - room, 0.0)
@@ -107,10 +112,10 @@ def _ways(
     fits = possible & (room >= 0) & (used | ((places == 0) & (streamed == 0)))
     busy = np.broadcast_to(run, streamed.shape).copy()
     for seconds, in_ram, from_disk in zip(work, cpu_windows, _dealt(streamed, rounds), strict=True):
-        if np.isfinite(read_s):
-            unhidden = in_ram // np.maximum(from_disk, 1.0) - 1 + 2 * LARGEST_TENSOR
-            waiting = unhidden * cpu_s + (from_disk - places) * read_s
-            busy += np.where(from_disk > places, np.maximum(seconds, waiting), seconds)
+        if waiting and np.isfinite(read_s):
+            unhidden = in_ram // np.maximum(from_disk, 1.0) - 1 + 2 * of.largest_tensor
+            while_reading = unhidden * cpu_s + (from_disk - places) * read_s
+            busy += np.where(from_disk > places, np.maximum(seconds, while_reading), seconds)
         else:
             busy += seconds
     disk = streamed * (read_s if np.isfinite(read_s) else 0.0) + reading

@@ -43,22 +43,52 @@ def best_ring(problem: Problem, objective: Objective, rounds: int | None = None)
 
     rounds: so many; None for the best number up to MOST_ROUNDS.
     """
+    found = best_counts(problem, objective, rounds)
+    return None if found is None else found[1]
+
+
+def best_counts(
+    problem: Problem, objective: Objective, rounds: int | None = None, goal: float = np.inf
+) -> tuple[Counts, RingCost] | None:
+    """As `best_ring`, with the counts that make it. goal: what is not better than this is not looked for."""
     closing = problem.of.places[-1] - problem.of.places[-2]
     candidates = list(orders(problem))
-    best: RingCost | None = None
+    found: tuple[Counts, RingCost] | None = None
     for k in range(1, MOST_ROUNDS + 1) if rounds is None else (rounds,):
+        if found is not None and not _may_be_better(problem, candidates, k, closing, objective, goal):
+            break
         table = _ways(problem, k, closing)
         if table is None:
             break
-        bound = np.inf if best is None else best.goal(objective)
         for order in candidates:
-            counts = _search(problem, table, order, k, closing, objective, bound)
+            counts = _search(problem, table, order, k, closing, objective, goal)
             if counts is None:
                 continue
             cost = ring_cost(problem, hops_of(problem, counts, closing))
-            if cost.fits and (best is None or cost.goal(objective) < best.goal(objective) * (1 - SLACK)):
-                best, bound = cost, cost.goal(objective)
-    return best
+            if cost.fits and cost.goal(objective) < goal * (1 - SLACK):
+                found, goal = (counts, cost), cost.goal(objective)
+    return found
+
+
+def _may_be_better(
+    problem: Problem,
+    candidates: Sequence[Sequence[str]],
+    k: int,
+    closing: int,
+    objective: Objective,
+    goal: float,
+) -> bool:
+    """Whether any ring of k rounds or more may beat `goal`: if nobody ever waited in a window for a disk.
+
+    More rounds cost memory, hops and runs; all they can save is such waiting.
+    """
+    table = _ways(problem, k, closing, waiting=False)
+    if table is None:
+        return False
+    return any(
+        search is not None and search.beats(goal, objective)
+        for search in (_searching(problem, table, order, k, closing) for order in candidates)
+    )
 
 
 def hops_of(problem: Problem, counts: Counts, closing: int) -> tuple[Hop, ...]:
@@ -86,14 +116,23 @@ def hops_of(problem: Problem, counts: Counts, closing: int) -> tuple[Hop, ...]:
     )
 
 
-def _ways(problem: Problem, rounds: int, closing: int) -> dict[str, Options] | None:
+def _ways(problem: Problem, rounds: int, closing: int, waiting: bool = True) -> dict[str, Options] | None:
     """Of every device that can take part; None if the head cannot."""
     table: dict[str, Options] = {}
     for device, costs in problem.devices.items():
-        found = options(costs, problem.of, rounds, closing if device == problem.head else 0)
+        found = options(costs, problem.of, rounds, closing if device == problem.head else 0, waiting)
         if found is not None:
             table[device] = found
     return table if problem.head in table else None
+
+
+def _searching(
+    problem: Problem, table: dict[str, Options], order: Sequence[str], rounds: int, closing: int
+) -> _Search | None:
+    names = [problem.head, *(device for device in order if device in table)]
+    if len(names) < 2:
+        return None
+    return _Search(problem, [table[name] for name in names], names, rounds, closing)
 
 
 def _search(
@@ -103,18 +142,14 @@ def _search(
     rounds: int,
     closing: int,
     objective: Objective,
-    bound: float,
+    goal: float,
 ) -> Counts | None:
-    names = [problem.head, *(device for device in order if device in table)]
-    if len(names) < 2:
+    search = _searching(problem, table, order, rounds, closing)
+    if search is None or not search.beats(goal, objective):
         return None
-    search = _Search(problem, [table[name] for name in names], names, rounds, closing)
     if objective == "throughput":
-        stage = search.least_stage()
-        if not np.isfinite(stage) or stage > bound * (1 + SLACK):
-            return None
-        return search.least_token(stage * (1 + SLACK), np.inf)
-    return search.least_token(np.inf, bound)
+        return search.least_token(search.least_stage() * (1 + SLACK))
+    return search.least_token(np.inf)
 
 
 class _Search:
@@ -134,11 +169,15 @@ class _Search:
                     self._carry[a, b] = rounds * problem.slowest_link([(names[a], names[b])], 1)
                     self._hop[a, b] = rounds * problem.hop_s(names[a], names[b])
 
-    def least_token(self, stage: float, bound: float) -> Counts | None:
-        """The quickest ring whose stages keep to `stage`; None where none is quicker than `bound`."""
+    def beats(self, goal: float, objective: Objective) -> bool:
+        """Whether there is a ring better than `goal`."""
+        if objective == "throughput":
+            return self.least_stage() < goal * (1 - SLACK)
+        return self._token(goal, np.inf) < goal * (1 - SLACK)
+
+    def least_token(self, stage: float) -> Counts | None:
+        """The quickest ring whose stages keep to `stage`."""
         limits = np.unique(np.concatenate([one.disk[np.isfinite(one.disk)] for one in self._ways]))
-        if self._token(float(limits[-1]), stage) >= bound:
-            return None
         low, high = 0, len(limits) - 1  # the least limit that leaves the disks no slower than the ring
         while low < high:
             middle = (low + high) // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-LARGEST_TENSOR = 0.27  # of a layer's bytes: ffn_up, ffn_gate or ffn_down of Llama 3 in all its sizes
 SLOTS = 2  # of the largest tensor: one is computed with while the next one comes
 READ_AHEAD = 1  # layers: it is read by single tensors, so one is computed with while others come
 

@@ -139,6 +139,8 @@ def alike(model: ModelProfile, above_average: float = 0.0) -> ModelProfile:
         ),
         kv_bytes_per_token=average.kv_bytes_per_token,
     )
+    tensor = max(layer.largest_tensor / max(1, layer.nbytes) for layer in model.known_layers)
+    one = one.model_copy(update={"largest_tensor": round(tensor * one.nbytes)})
     fields = {name: getattr(model, name) for name in ModelProfile.model_fields}
     changed = {
         "layers": (one,) * model.n_layers,

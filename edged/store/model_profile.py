@@ -43,9 +43,11 @@ def model_profile(manifest: Manifest) -> ModelProfile:
 
 
 def _layer(manifest: Manifest, index: int, expert_share: float) -> LayerProfile:
+    tensors = manifest.layer(index).tensors
     return LayerProfile(
-        groups=_groups(manifest.layer(index).tensors, expert_share),
+        groups=_groups(tensors, expert_share),
         kv_bytes_per_token=manifest.kv_bytes_per_token_layer,
+        largest_tensor=max((tensor.nbytes for tensor in tensors), default=0),
     )
 
 

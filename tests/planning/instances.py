@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 
 from edged.planning.cost import Problem, RingCost, Share, ring_cost, share
 from edged.planning.deal import Deal, hops_of_windows, ring_windows
@@ -126,6 +126,22 @@ def _rings(problem: Problem, rounds: Sequence[int], alone: bool) -> Iterator[Rin
                     windows, _ = ring_windows(names, counts, k, n - closing[0], n)
                     if all(first in places for _, first, _ in windows):
                         yield from _filled(problem, names, windows, closing)
+
+
+def brute_force_of_cuts(problem: Problem, objective: Objective, rounds: Sequence[int]) -> float | None:
+    """The best goal of all rings in which each device has one window a round, cut anywhere it may be."""
+    n, places, head = problem.model.n_layers, problem.of.places, problem.head
+    others = [name for name in problem.devices if name != head]
+    closing = (places[-2], n)
+    goals = []
+    for size in range(1, len(others) + 1):
+        for order, k in product(permutations(others, size), rounds):
+            names = (head, *order)
+            for inner in combinations(places[1:-2], len(names) * k - 1):
+                ends = (0, *inner, closing[0])
+                windows = list(zip(names * k, ends[:-1], ends[1:], strict=True))
+                goals += [cost.goal(objective) for cost in _filled(problem, names, windows, closing)]
+    return min(goals, default=None)
 
 
 def _filled(

@@ -14,7 +14,7 @@ from edged.planning.best import best_ring, can_share
 from edged.planning.cost import Problem, RingCost, ring_cost
 from edged.planning.plan import Hop, Objective, Plan
 from edged.planning.solve import Wishes, make_plan, solve
-from tests.planning.instances import CONTEXT, brute_force, random_problem
+from tests.planning.instances import CONTEXT, brute_force, brute_force_of_cuts, random_problem
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput")
 ROUNDS_PAY = (1850, 2123, 2520, 3010)  # seeds; with so few layers this is rare
@@ -58,6 +58,25 @@ def test_is_no_worse_than_any_single_round_where_layers_differ(objective: Object
             assert ring is not None and ring.goal(objective) <= best * (1 + 1e-9), seed
         if ring is not None:
             assert ring.fits, seed
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_equals_brute_force_of_several_rounds_where_layers_differ(objective: Objective) -> None:
+    rings = 0
+    for seed in range(100):
+        problem = random_problem(seed, uniform=False)
+        if not can_share(problem):
+            continue
+        found = [
+            ring
+            for ring in (best_ring(problem, objective, rounds) for rounds in (2, 3))
+            if ring is not None and len(ring.shares) > 1
+        ]
+        best = brute_force_of_cuts(problem, objective, (2, 3))
+        goal = min((ring.goal(objective) for ring in found), default=None)
+        assert goal == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+        rings += best is not None
+    assert rings > 10
 
 
 def test_instances_ask_something_of_the_solver() -> None:
