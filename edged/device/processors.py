@@ -43,8 +43,8 @@ MOST_MEMORY = 256 * 2**20
 # Q4_K 1.12, Q6_K 1.11, F16 1.17.
 OTHER_WORK = 1.11
 # What a window takes besides, each time: threads wake, a graph begins, caches hold what others used. One
-# layer takes so much more than another one adds, after a pause of 15 ms (one thread 0.2 ms, two 0.3); in a ring of daemons
-# it is 0.3 to 0.5.
+# layer takes so much more than another one adds, after a pause of 15 ms (one thread 0.2 ms, two 0.3); in
+# a ring of daemons it is 0.3 to 0.5.
 WINDOW_START_S = 0.0003
 CACHES = 2  # so many times the last cache, so that it helps no more than with a model's weights
 
