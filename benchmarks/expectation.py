@@ -63,6 +63,7 @@ class Part:
         )
 
 
+# Slow disks: after each pause the kernel's limiter lets a tenth of a second's bytes through at once.
 WIRED = "1gbit"
 SLOW = "100mbit"
 CLUSTERS: dict[str, tuple[str, tuple[Part, ...]]] = {
@@ -80,12 +81,12 @@ CLUSTERS: dict[str, tuple[str, tuple[Part, ...]]] = {
         (Part(0.6, WIRED, threads=2), Part(0.45, WIRED), Part(0.45, WIRED)),
     ),
     "streamed": (
-        "two devices with memory for 0.6 and 0.25 of the model, disks of 600 MiB/s, 1 Gbit/s",
-        (Part(0.6, WIRED, disk_rate="600M"), Part(0.25, WIRED, disk_rate="600M")),
+        "two devices with memory for 0.6 and 0.25 of the model, disks of 100 MiB/s, 1 Gbit/s",
+        (Part(0.6, WIRED, disk_rate="100M"), Part(0.25, WIRED, disk_rate="100M")),
     ),
     "streamed alone": (
-        "one device with memory for 0.7 of the model, a disk of 300 MiB/s",
-        (Part(0.7, disk_rate="300M"),),
+        "one device with memory for 0.7 of the model, a disk of 100 MiB/s",
+        (Part(0.7, disk_rate="100M"),),
     ),
 }
 
