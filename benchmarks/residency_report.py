@@ -18,6 +18,7 @@ HEADER = (
     "plan",
 )  # fmt: skip
 
+SHARE = "percent of the model that fits into all nodes together"
 PLOTS: dict[str, tuple[str, Callable[[Measurement], float]]] = {
     "tpot": ("seconds per token", lambda m: m.tpot_s),
     "bytes": ("MB read per token", lambda m: m.read_per_token / 1e6),
@@ -96,7 +97,7 @@ def plots(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
                 Panel(title_of(link, rounds), _series(own, link, rounds, value))
                 for link, rounds in _panels(own)
             ]
-            path.write_text(line_plot(f"{about}: {title}", "percent of the model that fits", panels))
+            path.write_text(line_plot(f"{about}: {title}", SHARE, panels))
             written.append(path)
     return written
 

@@ -11,6 +11,7 @@ COLOURS = ("#5a5a5a", "#1b6ca8", "#d1495b", "#2e8b57", "#e0a100", "#7b4fa6", "#0
 WIDTH, HEIGHT = 380, 260  # of a panel's axes
 LEFT, TOP, RIGHT, BOTTOM = 64, 34, 24, 52  # around them
 HEAD, LEGEND_LINE, LEGEND_COLUMN = 40, 20, 220
+LEAST_WIDTH = 760  # so that a title has room
 ACROSS = 3  # panels side by side, at most
 TICKS = 5
 
@@ -63,7 +64,7 @@ def line_plot(title: str, x_title: str, panels: Sequence[Panel]) -> str:
     looks = list({series.name: series for series in lines}.values())
     down = max(1, -(-len(panels) // ACROSS))
     across = max(1, -(-len(panels) // down))
-    width = across * (LEFT + WIDTH + RIGHT)
+    width = max(LEAST_WIDTH, across * (LEFT + WIDTH + RIGHT))
     columns = max(1, (width - LEFT) // LEGEND_COLUMN)
     legend = -(-len(looks) // columns) * LEGEND_LINE
     height = HEAD + legend + down * (TOP + HEIGHT + BOTTOM)
