@@ -8,22 +8,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
 import numpy as np
 
-from edged.frontdoor.client import FrontDoorClient, open_front_door
-from edged.planning.plan import Plan
-from edged.serving.generation import GenerateRequest, Sampling
-from edged.settings import daemon_socket
-from tests.lab import Daemon, LabError, Place
+from benchmarks.cluster import MODEL, RunningCluster
+from tests.lab import Place
 
-MODEL = "benchmark"
 LOAD_S = 300.0
 COMPUTE = "edged_hop_compute_seconds_total"
 
@@ -41,23 +34,18 @@ class Timing:
         return self.decode_s / (self.tokens - 1)
 
 
-class Daemons:
+class Daemons(RunningCluster):
     """One cluster of daemons, named and placed by `cores` (one entry per daemon, () for any core)."""
 
     def __init__(self, model: Path, cores: Sequence[Sequence[int]], threads: int, *flags: str) -> None:
+        super().__init__()
         self._root = Path(tempfile.mkdtemp(prefix="edged-bench-"))
-        self._stack = ExitStack()
         self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
-        self.daemons: list[Daemon] = []
         try:
             self._start(cores, ("--http", "127.0.0.1:0", "--threads", str(threads), *flags))
-            self.client: FrontDoorClient = self._stack.enter_context(
-                open_front_door(daemon_socket(self.daemons[0].place.home))
-            )
+            self.open_door()
             self.daemons[0].place.edged("import", str(model), "--name", MODEL, timeout=LOAD_S)
-            for _ in self.client.load(MODEL):
-                pass
-            self.plan = self._wait_for_ring(len(cores))
+            self.load(lambda plan: len(plan.devices) == len(cores), LOAD_S)
             self._http = [daemon.status().http for daemon in self.daemons]
         except BaseException:
             print(self._last_words(), file=sys.stderr)
@@ -75,17 +63,6 @@ class Daemons:
             self.daemons.append(daemon)
             daemon.wait_until(lambda status, n=number: len(status.members) > n, "cluster")  # type: ignore[misc]
             founder = founder or [f"127.0.0.1:{port}"]
-
-    def _wait_for_ring(self, devices: int) -> Plan:
-        status = self.daemons[0].wait_until(
-            lambda status: (
-                status.state == "ready" and status.plan is not None and len(status.plan.devices) == devices
-            ),
-            f"ring of {devices}",
-            LOAD_S,
-        )
-        assert status.plan is not None
-        return status.plan
 
     def _last_words(self) -> str:
         """The end of every daemon's log: their homes are removed with them."""
@@ -111,33 +88,13 @@ class Daemons:
 
     def answer(self, prompt: Sequence[int], max_tokens: int) -> Timing:
         """Times one greedy answer of exactly `max_tokens` tokens."""
-        request = GenerateRequest(
-            prompt=tuple(prompt), sampling=Sampling(temperature=0), max_tokens=max_tokens, ignore_eos=True
-        )
         tokens, first, last = 0, 0.0, 0.0
         began = time.perf_counter()
-        for event in self.client.generate(request):
-            if event.token_ids:
-                last = time.perf_counter()
-                first = first or last
-                tokens += len(event.token_ids)
-        if tokens != max_tokens:
-            raise LabError(f"{tokens} tokens came instead of {max_tokens}")
+        for came in self.tokens(prompt, max_tokens):
+            last = time.perf_counter()
+            first = first or last
+            tokens += len(came)
         return Timing(first - began, tokens, last - first)
-
-    def close(self) -> None:
-        for daemon in reversed(self.daemons):
-            if daemon.process.running:
-                daemon.stop()
-        self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def free_port() -> int:

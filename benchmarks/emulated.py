@@ -5,19 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from benchmarks.stores import MODEL, forget_store, link_store
+from benchmarks.cluster import RunningCluster
+from benchmarks.stores import forget_store, link_store
 from edged.device.speed_record import ENOUGH_TIMES
-from edged.frontdoor.client import FrontDoorClient, open_front_door
-from edged.planning.plan import Plan
-from edged.serving.generation import GenerateRequest, Sampling
-from edged.settings import daemon_socket
-from tests.lab import Daemon, Delay, Device, Home, LabError, Usage, usage_of
+from tests.lab import Delay, Device, Home, LabError, Usage, usage_of
 
 LOAD_S = 600.0
 SURVEY_S = 120.0
@@ -62,7 +56,7 @@ class Decoded:
     usage: tuple[tuple[Usage, ...], ...]  # for each token, of every daemon, when it came
 
 
-class EmulatedCluster:
+class EmulatedCluster(RunningCluster):
     """A head that owns the model and workers that joined, with the parts in every store already."""
 
     def __init__(
@@ -77,11 +71,10 @@ class EmulatedCluster:
         """limits: of all devices, or of each. surveyed: load only when all links have been measured, and
         the devices as often as a daemon does in its first starts.
         """
-        self._stack = ExitStack()
+        super().__init__()
         self._threads = threads
         self.home = self._stack.enter_context(Home())
         self.devices: list[Device] = []
-        self.daemons: list[Daemon] = []
         try:
             forget_store(prepared)
             each = [limits] * nodes if isinstance(limits, Limits) else limits
@@ -89,12 +82,8 @@ class EmulatedCluster:
                 self._add(prepared, number, own, flags, surveyed)
             if surveyed:
                 self._wait_for_links(len(each))
-            self.client: FrontDoorClient = self._stack.enter_context(
-                open_front_door(daemon_socket(self.devices[0].home))
-            )
-            for _ in self.client.load(MODEL):
-                pass
-            self.plan = self._wait_for_ring()
+            self.open_door()
+            self.load(lambda _: True, LOAD_S)
         except BaseException as error:
             logs = self.home.logs()
             self.close()
@@ -126,14 +115,6 @@ class EmulatedCluster:
             lambda status: len(status.links) == nodes * (nodes - 1), "measured links", SURVEY_S
         )
 
-    def _wait_for_ring(self) -> Plan:
-        status = self.daemons[0].wait_until(
-            lambda status: status.state in ("ready", "failed") and status.plan is not None, "ring", LOAD_S
-        )
-        if status.plan is None or status.state != "ready":
-            raise LabError(status.problem or "the ring is not ready")
-        return status.plan
-
     def budgets(self) -> dict[str, int]:
         """By device id, what each may hold in layers and caches, as it told the planner for the running plan.
 
@@ -148,19 +129,13 @@ class EmulatedCluster:
 
     def decode(self, prompt: Sequence[int], max_tokens: int) -> Decoded:
         """One greedy answer of exactly `max_tokens` tokens."""
-        request = GenerateRequest(
-            prompt=tuple(prompt), sampling=Sampling(temperature=0), max_tokens=max_tokens, ignore_eos=True
-        )
         tokens: list[int] = []
         at: list[float] = []
         usage: list[tuple[Usage, ...]] = []
-        for event in self.client.generate(request):
-            if event.token_ids:
-                tokens += event.token_ids
-                at += [time.perf_counter()] * len(event.token_ids)
-                usage += [self.usage()] * len(event.token_ids)
-        if len(tokens) != max_tokens:
-            raise LabError(f"{len(tokens)} tokens came instead of {max_tokens}")
+        for came in self.tokens(prompt, max_tokens):
+            tokens += came
+            at += [time.perf_counter()] * len(came)
+            usage += [self.usage()] * len(came)
         return Decoded(tuple(tokens), tuple(at), tuple(usage))
 
     def usage(self) -> tuple[Usage, ...]:
@@ -180,20 +155,6 @@ class EmulatedCluster:
     def hop_counts(self) -> list[HopCount]:
         """In the order of `devices`."""
         return [_hop_count(_metrics(device)) for device in self.devices]
-
-    def close(self) -> None:
-        for daemon in reversed(self.daemons):
-            if daemon.process.running:
-                daemon.stop()
-        self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _measure(device: Device, threads: int) -> None:

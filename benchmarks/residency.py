@@ -110,6 +110,7 @@ def describe(plan: Plan, names: dict[str, str]) -> str:
     hops = [
         f"{names.get(hop.device, hop.device)}[{hop.first},{hop.last})"
         + (f"-{hop.streamed}" if hop.streamed else "")
+        + ("-output" if hop.streams_output else "")
         for hop in plan.hops
     ]
     return " → ".join(hops)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.measurement import Case, Measurement, latest, load
-from benchmarks.svg_plot import Series, line_plot
+from benchmarks.svg_plot import COLOURS, Panel, Series, line_plot
 
 HEADER = (
     "model", "system", "nodes", "fits %", "MiB each", "link", "disk", "rounds", "s/token",
@@ -18,6 +18,7 @@ HEADER = (
     "plan",
 )  # fmt: skip
 
+SHARE = "percent of the model that fits into all nodes together"
 PLOTS: dict[str, tuple[str, Callable[[Measurement], float]]] = {
     "tpot": ("seconds per token", lambda m: m.tpot_s),
     "bytes": ("MB read per token", lambda m: m.read_per_token / 1e6),
@@ -83,31 +84,56 @@ def label(case: Case) -> str:
 
 
 def plots(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
-    """One SVG per model and quantity over the share that fits, a line per system, nodes, link and rounds."""
+    """One SVG per model, disk and quantity over the share that fits; a panel per link and rounds."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     ran = [each for each in latest(measurements) if not each.problem]
-    for model in sorted({each.case.model for each in ran}):
+    for model, disk in sorted({(each.case.model, each.case.disk_rate) for each in ran}):
+        own = [each for each in ran if (each.case.model, each.case.disk_rate) == (model, disk)]
+        about = model + (f", disk {disk}B/s for each node" if disk else "")
         for name, (title, value) in PLOTS.items():
-            lines: dict[str, list[tuple[float, float]]] = {}
-            for each in ran:
-                if each.case.model == model:
-                    lines.setdefault(_line_name(each.case), []).append((each.case.fits, value(each)))
-            series = [Series(line, sorted(points)) for line, points in sorted(lines.items())]
-            path = folder / f"{model}-{name}.svg"
-            path.write_text(line_plot(f"{model}: {title}", "percent of the model that fits", series))
+            path = folder / ("-".join(filter(None, (model, disk, name))) + ".svg")
+            panels = [
+                Panel(title_of(link, rounds), _series(own, link, rounds, value))
+                for link, rounds in _panels(own)
+            ]
+            path.write_text(line_plot(f"{about}: {title}", SHARE, panels))
             written.append(path)
     return written
 
 
-def _line_name(case: Case) -> str:
-    parts = [label(case)]
-    if case.system != "llama.cpp":
-        parts.append(f"{case.nodes} node" + "s" * (case.nodes > 1))
-        parts += [case.link] if case.link else []
-        parts += [f"{case.rounds} rounds"] if case.rounds else []
-    parts += [f"disk {case.disk_rate}/s"] if case.disk_rate else []
-    return ", ".join(parts)
+def _panels(measurements: Sequence[Measurement]) -> list[tuple[str, int | None]]:
+    """Links and rounds of rings of several devices; one panel where there are none."""
+    rings = {(each.case.link, each.case.rounds) for each in measurements if each.case.nodes > 1}
+    return sorted(rings, key=lambda one: (one[0], one[1] or 0)) or [("", None)]
+
+
+def title_of(link: str, rounds: int | None) -> str:
+    over = f"{link}, " if link else ""
+    return over + (f"{rounds} round{'s' * (rounds > 1)}" if rounds else "rounds as planned")
+
+
+def _series(
+    measurements: Sequence[Measurement], link: str, rounds: int | None, value: Callable[[Measurement], float]
+) -> list[Series]:
+    """Rings of that link and rounds; devices alone, which have neither, are in every panel."""
+    lines: dict[tuple[int, bool], dict[float, float]] = {}
+    for each in measurements:
+        case = each.case
+        if case.nodes == 1 or (case.link, case.rounds) == (link, rounds):
+            nodes = 0 if case.system == "llama.cpp" else case.nodes
+            dashed = nodes > 0 and not case.residency
+            lines.setdefault((nodes, dashed), {})[case.fits] = value(each)
+    return [
+        Series(_line_name(nodes, dashed), sorted(points.items()), COLOURS[nodes % len(COLOURS)], dashed)
+        for (nodes, dashed), points in sorted(lines.items())
+    ]
+
+
+def _line_name(nodes: int, dashed: bool) -> str:
+    if nodes == 0:
+        return "llama.cpp, 1 node"
+    return f"edged, {nodes} node{'s' * (nodes > 1)}" + (", residency off" if dashed else "")
 
 
 def main() -> None:

@@ -7,12 +7,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks.cluster import MODEL
 from benchmarks.models import folder
 from edged.cli.import_model import import_file
 from edged.store.catalogue import Catalogue
 from tests.lab.disk import forget
-
-MODEL = "benchmark"
 
 
 def prepared_store(model: Path) -> Path:

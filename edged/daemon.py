@@ -124,6 +124,7 @@ class Daemon:
         self._neighbours = Neighbours(self._identity)
         self._transport = GrpcTransport(self._neighbours.open_channel, peer_device)
         self._measured = measured
+        self._held: Callable[[], int] = lambda: 0  # bytes of the windows loaded here
         self._call_off: list[Callable[[], None]] = []  # of what may take long, before anything is closed
 
     def start(self) -> None:
@@ -278,6 +279,7 @@ class Daemon:
         )
         guest = GoodGuest(layers, memory_total(), available_memory, self._say)
         self._stack.callback(guest.close)
+        self._held = lambda: worker.memory_held
         self._call_off.append(worker.call_off)
         return worker
 
@@ -351,6 +353,7 @@ class Daemon:
             threads=self._settings.threads,
             measured=self._measured,
             cap=self._settings.memory,
+            held=self._held(),
             stored=self._catalogue.stored(),
         )
 

@@ -57,6 +57,7 @@ def _hop(hop: Hop, names: dict[str, str]) -> dict[str, Any]:
         "gpu": hop.gpu_layers,
         "resident": hop.resident,
         "streamed": hop.streamed,
+        "streams_output": hop.streams_output,
     }
 
 
@@ -134,6 +135,13 @@ def _table(plan: Plan, cluster: ClusterProfile) -> Table:
     return table
 
 
+def _streamed(hops: Sequence[Hop]) -> str:
+    layers = sum(hop.streamed for hop in hops)
+    parts = [str(layers)] if layers else []
+    parts += ["output"] if any(hop.streams_output for hop in hops) else []
+    return " + ".join(parts) or "-"
+
+
 def _row(name: str, one: DeviceExpectation, plan: Plan) -> tuple[str, ...]:
     hops = [hop for hop in plan.hops if hop.device == one.device]
     ranges = [layer_range(hop.first, hop.last) for hop in hops]
@@ -146,7 +154,7 @@ def _row(name: str, one: DeviceExpectation, plan: Plan) -> tuple[str, ...]:
         str(sum(hop.n_layers for hop in hops)),
         shown,
         str(sum(hop.resident for hop in hops)),
-        str(sum(hop.streamed for hop in hops) or "-"),
+        _streamed(hops),
         str(sum(hop.gpu_layers for hop in hops) or "-"),
         size_text(one.memory),
         size_text(one.memory_left),

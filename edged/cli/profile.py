@@ -59,6 +59,7 @@ def _profile(settings: Settings, fresh: bool) -> DeviceProfile:
         threads=settings.threads,
         measured=known,
         cap=settings.memory,
+        held=0,
     )
     budget = None if settings.memory is not None else _daemons_budget(settings)
     return device if budget is None else device.model_copy(update={"memory_budget": budget})

@@ -129,6 +129,12 @@ class Worker:
         return isinstance(stage, Stage) and stage.is_computing
 
     @property
+    def memory_held(self) -> int:
+        """Bytes of all windows loaded here, and of what is read ahead for them."""
+        windows = sum(window.memory.total for window in list(self._windows.values()))
+        return windows + self._residency().read_ahead
+
+    @property
     def residency(self) -> ResidencyFigures:
         return self._residency()
 

@@ -18,7 +18,7 @@ from edged.device.speed_record import Measured, SpeedRecord
 from edged.planning.profile import DeviceProfile, ProcessorProfile
 from edged.rpc.messages import Progress
 
-KEEP_FREE = 0.1  # of the memory that is free but for edged: other programs live here too
+KEEP_FREE = 0.1  # of the memory that is free but for edged's layers: other programs live here too
 RUNTIME_BYTES = 160 * 2**20  # the daemon itself: 116 MiB when idle, 22 the child for templates, and buffers
 MEASURED_SHARE = 8  # a measurement takes one part in so many of the memory for models
 METHOD = 2  # of measuring: figures of another are not comparable
@@ -50,15 +50,16 @@ def own_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def memory_budget(cap: int | None) -> int:
-    """Bytes edged may hold in layers and caches: what is free and what it took itself, within limits.
+def memory_budget(cap: int | None, held: int) -> int:
+    """Bytes edged may hold in layers and caches: what is free now and what it holds already, within limits.
 
-    So it is the same before and after a model is loaded. What counts is what was taken in fact: a part of
-    what windows ask for is never touched. Swap counts for nothing: weights in it would be read back for
-    every token.
-    cap: the user's own limit (--memory), None for none.
+    It is the same before and after windows are loaded: what is kept free for others is a share of both. Of
+    `held` no more counts than this process has taken in fact. Swap counts for nothing: weights in it would
+    be read back for every token.
+    cap: the user's own limit (--memory), None for none.  held: bytes of windows loaded at this moment.
     """
-    budget = int((available_memory() + own_memory()) * (1 - KEEP_FREE))
+    ours = min(held, own_memory()) if held else 0
+    budget = int((available_memory() + ours) * (1 - KEEP_FREE))
     if cap is not None:
         budget = min(budget, cap)
     return max(0, budget - RUNTIME_BYTES)
@@ -108,7 +109,7 @@ def measure(
         done += 1
 
     of = circumstances(threads, cap, home)
-    room = memory_budget(cap) // MEASURED_SHARE
+    room = memory_budget(cap, held=0) // MEASURED_SHARE
     found = processors.measure_processors(threads, room, step)
     speed = disk.measure_disk(home, room, step)
     report(Progress(stage="measuring this device", done=done, total=done, finished=True))
@@ -129,17 +130,19 @@ def profile(
     threads: int,
     measured: Measured,
     cap: int | None,
+    held: int,
     stored: int = 0,
 ) -> DeviceProfile:
     """The profile to plan with, as of now.
 
-    stored: bytes of parts in the store of `home`, which a share of layers need not take from the disk again.
+    held: bytes of windows that edged has loaded here.  stored: bytes of parts in the store of `home`, which
+    a share of layers need not take from the disk once more.
     """
     usual = measured.processors[0].speed(USUAL_TYPE)
     return DeviceProfile(
         device=device,
         name=name,
-        memory_budget=memory_budget(cap),
+        memory_budget=memory_budget(cap, held),
         disk_free=shutil.disk_usage(home).free + stored,
         threads=threads,
         bandwidth=usual.decode,

@@ -41,7 +41,7 @@ _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR, which the Python package does not name
 def _main() -> None:
     request = json.loads(sys.stdin.buffer.readline())
     holds_weights = request["do"] in ("windows", "compare")
-    limit_harm(_WITHOUT_WEIGHTS + (memory_budget(cap=None) if holds_weights else 0))
+    limit_harm(_WITHOUT_WEIGHTS + (memory_budget(cap=None, held=0) if holds_weights else 0))
     print(json.dumps(answer(request, sys.stdin.buffer.read())), flush=True)
 
 
@@ -55,7 +55,7 @@ def answer(request: dict[str, Any], body: bytes) -> dict[str, Any]:
                 _run_windows(Manifest.unpack(body), Catalogue(Path(request["home"])))
             case "compare":
                 catalogue = Catalogue(Path(request["home"]))
-                budget = memory_budget(cap=None)
+                budget = memory_budget(cap=None, held=0)
                 return {"why": why_not_in_windows(Manifest.unpack(body), catalogue, budget)}
             case "rehearse":
                 _rehearse(request, body)
@@ -81,7 +81,7 @@ def _rehearse(request: dict[str, Any], body: bytes) -> None:
 def _run_windows(manifest: Manifest, catalogue: Catalogue) -> None:
     if catalogue.has(manifest.vocabulary.sha256):
         _try_vocabulary(manifest, catalogue.path(manifest.vocabulary.sha256))
-    budget = memory_budget(cap=None)
+    budget = memory_budget(cap=None, held=0)
     # One token at position 0, and as little context as there can be.
     options = ContextOptions(n_ctx=32, n_seq_max=1, n_ubatch=16)
     batch = Batch(np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, np.bool_))

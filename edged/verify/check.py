@@ -101,7 +101,7 @@ def _weights(manifest: Manifest) -> int:
 
 
 def _check_memory(manifest: Manifest) -> None:
-    wanted, free = _weights(manifest), memory_budget(cap=None)
+    wanted, free = _weights(manifest), memory_budget(cap=None, held=0)
     if wanted > free:
         raise WindowError(
             f"to verify {manifest.name}, all of it must be in memory once: {readable_size(wanted)}, and "

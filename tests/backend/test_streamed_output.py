@@ -25,14 +25,18 @@ SLICE = 512 * SHAPE.n_embd * 2  # bytes: as the largest matrix of a layer in f16
 
 @pytest.mark.parametrize("weights", ["F32", "F16", "Q4_0", "Q4_1", "Q8_0"])
 @pytest.mark.parametrize("shape", [LARGE, ODD, EVEN, TIED], ids=["large", "odd", "even", "tied"])
-@pytest.mark.parametrize("cuts", [[0, 6], CUTS], ids=["one-window", "two-windows"])
-def test_logits_are_those_of_the_whole_model(
-    weights: str, shape: Shape, cuts: list[int], make_bench: MakeBench
-) -> None:
+def test_logits_are_those_of_the_whole_model(weights: str, shape: Shape, make_bench: MakeBench) -> None:
     bench = make_bench(weights=weights, shape=shape)
-    bench.load(cuts, [1, 4], output=True)
+    bench.load(CUTS, [1, 4], output=True)
     bench.check()
     bench.check(seq=1)
+
+
+@pytest.mark.parametrize(("weights", "shape"), [("F16", ODD), ("Q4_0", TIED), ("Q8_0", LARGE)])
+def test_a_device_alone_streams_its_output_too(weights: str, shape: Shape, make_bench: MakeBench) -> None:
+    bench = make_bench(weights=weights, shape=shape)
+    bench.load([0, 6], [1, 4], output=True)
+    bench.check()
 
 
 def test_two_threads_compute_the_same(make_bench: MakeBench) -> None:

@@ -37,7 +37,7 @@ def test_json_has_what_programs_need(capsys: pytest.CaptureFixture[str]) -> None
     covered = [layer for hop in plan["ring"] for layer in range(hop["first"], hop["last"])]
     assert covered == list(range(28))
     for hop in plan["ring"]:
-        assert set(hop) == {"device", "first", "last", "gpu", "resident", "streamed"}
+        assert set(hop) == {"device", "first", "last", "gpu", "resident", "streamed", "streams_output"}
         assert hop["gpu"] + hop["resident"] + hop["streamed"] == hop["last"] - hop["first"]
     in_ring = {hop["device"] for hop in plan["ring"]}
     assert in_ring | {out["device"] for out in plan["left_out"]} == {"mini-1", "mini-2", "pi"}
