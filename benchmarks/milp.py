@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.solve_time import random_home
 from edged.planning import overlap
 from edged.planning.cost import Problem
+from edged.planning.halda import QuietHighs
 from edged.planning.options import options
 from edged.planning.plan import Objective
 
@@ -63,8 +64,7 @@ class Programme:
         matrix.start_ = np.cumsum([0, *(len(values) for values, _, _ in self.rows)]).astype(np.int32)
         matrix.index_ = np.array([at for values, _, _ in self.rows for at in values], dtype=np.int32)
         matrix.value_ = np.array([one for values, _, _ in self.rows for one in values.values()])
-        highs = highspy.Highs()  # type: ignore[no-untyped-call]
-        highs.setOptionValue("output_flag", False)
+        highs = QuietHighs()
         highs.setOptionValue("threads", 1)
         highs.setOptionValue("time_limit", seconds)
         highs.setOptionValue("mip_rel_gap", 1e-9)

@@ -1,8 +1,8 @@
 """A long prompt over two daemons with one core each, against one daemon with one core.
 
-Chunks of the prompt follow one another through the ring, so both devices compute at the same time. The ring is
-planned for one user's request: for many users' tokens the head, which computes the output too, gets fewer
-layers, and a prompt takes longer.
+Chunks of the prompt follow one another through the ring, so both devices compute at the same time. The ring
+is planned for one user's request: for many users' tokens the head, which computes the output too, gets
+fewer layers, and a prompt takes longer.
 Aim: 1.8 times faster, which is a ratio of at most 0.556.
 
     python -m benchmarks.pipeline

@@ -69,7 +69,8 @@ def command(
     --cluster mixed-home --model qwen3-30b-a3b.
     """
     from edged.cli.plan_text import as_document, print_plan
-    from edged.planning.solve import plan_of, solve
+    from edged.planning.runnable import solve_runnable
+    from edged.planning.solve import plan_of
     from edged.planning.upgrades import upgrades
 
     settings = current_settings(**flags)
@@ -80,8 +81,9 @@ def command(
     if head not in (None, "any"):
         devices = devices.with_head(_head(devices, str(head)))
     wishes = _wishes(settings, model, solver, objective, head == "any", prompt, depth)
-    ring = solve(devices, model, wishes)
+    ring = solve_runnable(devices, model, wishes)
     plan = plan_of(ring, wishes)
+    plan = plan.model_copy(update={"note": _note(ring)})
     help_most = upgrades(ring, devices, model, wishes)
     if plot is not None:
         _draw(plot, ring)
@@ -204,6 +206,20 @@ def _wishes(
         workload=workload,
         any_head=any_head,
         rounds=settings.rounds,
+    )
+
+
+def _note(ring: RingCost) -> str:
+    """Where a running cluster would do otherwise."""
+    from edged.planning.context import SHORTEST
+
+    context = ring.problem.context
+    shortest = context.n_seq_max == 1 and context.n_ctx < 2 * SHORTEST
+    if shortest or not any(hop.streamed for hop in ring.hops):
+        return ""
+    return (
+        f"layers are read from disk beside a context of {context.n_seq_max} x {context.n_ctx} tokens: a running "
+        "cluster would first try a shorter one; see --parallel and --ctx"
     )
 
 

@@ -40,7 +40,7 @@ def can_share(problem: Problem) -> bool:
 
 def regular(problem: Problem) -> bool:
     """Whether counting layers is all there is to it."""
-    return problem.of.uniform and len(problem.of.places) == problem.model.n_layers + 1
+    return not problem.of.fillers and problem.of.uniform and len(problem.of.places) == problem.model.n_layers + 1
 
 
 def _rings(
@@ -50,7 +50,7 @@ def _rings(
     if regular(problem):
         found = overlap.best_counts(problem, objective, rounds, bound)
         return [] if found is None else [found[1]]
-    if len(problem.of.places) > FEW_PLACES:
+    if len(problem.of.places) > FEW_PLACES and not problem.of.fillers:
         return _near_average(problem, objective, rounds)
     return _by_single_cuts(problem, objective, windows, bound, rounds)
 

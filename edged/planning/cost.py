@@ -99,6 +99,7 @@ class Visit:
     memory: float  # bytes of RAM, its share of the buffer not counted
     gpu_memory: float
     buffer: float  # bytes its device's read-ahead buffer must have for it
+    can_run: bool = True
 
 
 def layers_unhidden(of: ModelCosts, on_cpu: int, streamed: int) -> float:
@@ -136,6 +137,11 @@ def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
             kept += 0 if on_gpu else of.model.output_bytes
     streamed = of.weights.of(first_streamed, hop.last)
     compute = steady + cpu.decode.of(first_streamed, hop.last)
+    fillers = of.fillers.get((hop.first, hop.last))
+    if fillers is not None:
+        kept += sum(of.weights.of(i, i + 1) + of.cache.of(i, i + 1) for i in (*fillers.before, *fillers.after))
+        compute += sum(cpu.decode.of(i, i + 1) for i in fillers.before)
+        chunk += sum(cpu.chunk.of(i, i + 1) for i in fillers.before)
     stall = disk = buffer = 0.0
     if hop.streamed:
         sizes = of.model.layer_bytes[first_streamed : hop.last]
@@ -160,6 +166,7 @@ def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
         memory=kept + (gpu_memory if device.gpu_shares else 0.0),
         gpu_memory=gpu_memory,
         buffer=buffer,
+        can_run=fillers is None or not hop.streamed,  # beside fillers nothing is streamed
     )
 
 
@@ -209,6 +216,7 @@ class Share:
             and self.gpu_memory <= self.device.gpu_budget
             and self.stored <= profile.disk_free
             and (self.device.disk > 0 or self.disk == 0)
+            and all(one.can_run for one in self.visits)
         )
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from edged.documents import Document
 from edged.planning.footprint import KV_BITS, window_overhead
-from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
+from edged.planning.model_profile import Fillers, LayerProfile, ModelProfile, TensorGroup
 from edged.planning.plan import ContextOptions
 from edged.planning.profile import DeviceProfile, ProcessorProfile
 
@@ -76,6 +76,11 @@ class ModelCosts:
         cells = self.context.n_ctx * self.context.n_seq_max
         per_kind = [int(kind.kv_bytes_per_token * self.kv_scale * cells) for kind in self.kinds]
         return Span.over(per_kind[i] for i in self.kind_of)
+
+    @cached_property
+    def fillers(self) -> dict[tuple[int, int], Fillers]:
+        """By window."""
+        return {(one.first, one.last): one for one in self.model.fillers}
 
     @cached_property
     def largest_tensor(self) -> float:

@@ -214,7 +214,7 @@ def _set_of(device: _Device, layers: float, on_gpu: float) -> Set:
     return Set.M3
 
 
-class _QuietHighs(highspy.Highs):
+class QuietHighs(highspy.Highs):
     """HiGHS greets on standard output when it enables its callbacks, before anybody could tell it not to."""
 
     def __init__(self) -> None:
@@ -227,7 +227,7 @@ class _QuietHighs(highspy.Highs):
 
 def _programme(devices: Sequence[_Device], sets: Sequence[Set], rounds: int, total: int) -> Assignment | None:
     """The integer programme for these sets, by HiGHS; None where it has no solution."""
-    highs = _QuietHighs()
+    highs = QuietHighs()
     highs.setOptionValue("threads", 1)
     integer = highspy.HighsVarType.kInteger
     windows = [highs.addVariable(lb=1, ub=total, type=integer) for _ in devices]

@@ -45,6 +45,15 @@ class LayerProfile(Document):
         return sum(group.flops for group in self.groups)
 
 
+class Fillers(Document):
+    """Layers of zeros that a window is loaded with to be computed as in the whole model."""
+
+    first: int = Field(ge=0)  # the window's layers [first, last)
+    last: int = Field(ge=1)
+    before: tuple[int, ...]  # numbers of layers like these: they take memory and time
+    after: tuple[int, ...]  # they take memory only
+
+
 class ModelProfile(Document):
     """One model as the planner sees it."""
 
@@ -64,6 +73,7 @@ class ModelProfile(Document):
     layers: tuple[LayerProfile, ...] = ()  # (): nothing is known but `layer_bytes`
     output: tuple[TensorGroup, ...] = ()  # of the output side; (): nothing but `output_bytes`
     preferred: tuple[int, ...] = ()  # boundaries at which a cut costs nothing; (): all of them
+    fillers: tuple[Fillers, ...] = ()  # of the windows between `boundaries` that need some
     state_width: int = Field(default=0, ge=0)  # values per token between two layers; 0: n_embd
     recurrent: bool = False  # has state that cannot be rolled back
     can_stream_output: bool = False  # the last window can read its output matrix anew for every token

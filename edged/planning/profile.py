@@ -153,9 +153,13 @@ class ClusterProfile(Document):
 
     def with_device(self, device: DeviceProfile) -> Self:
         """The same cluster where `device` is as given; a copy by `model_copy` would keep the old look-ups."""
-        return self._with(
-            devices=tuple(device if one.device == device.device else one for one in self.devices)
+        return self.with_devices(
+            tuple(device if one.device == device.device else one for one in self.devices)
         )
+
+    def with_devices(self, devices: tuple[DeviceProfile, ...]) -> Self:
+        """The same cluster with these figures of its devices."""
+        return self._with(devices=devices)
 
     def with_head(self, device: str) -> Self:
         """The same cluster with another head."""

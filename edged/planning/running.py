@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edged.errors import PlanError
@@ -13,7 +12,8 @@ from edged.planning.cost import Problem, RingCost, ring_cost
 from edged.planning.model_profile import ModelProfile
 from edged.planning.plan import ContextOptions, Objective, Plan
 from edged.planning.profile import ClusterProfile
-from edged.planning.solve import Wishes, plan_of, solve
+from edged.planning.runnable import solve_runnable
+from edged.planning.solve import Wishes, plan_of
 
 ANSWER = 128  # generated tokens of a typical request; its prompt is the workload's
 LEAST_GAIN = 0.1  # of the time a request takes: what is measured is not surer than this
@@ -46,13 +46,10 @@ def plan_to_run(
         if in_memory == cluster:
             raise
         one = wish.model_copy(update={"n_seq_max": 1})
-        plans = []
-        for company in _streaming(cluster):
-            with suppress(PlanError):
-                plans.append(with_longest_context(one, n_ctx_train, planning(company)))
-        if not plans:
+        try:
+            plan = with_longest_context(one, n_ctx_train, planning(cluster))
+        except PlanError:
             raise refusal from None
-        plan = min(plans, key=_goal)
     note = "; ".join(
         filter(None, [plan.note, "the memory does not hold the model: layers are read from disk"])
     )
@@ -62,24 +59,7 @@ def plan_to_run(
 def without_disks(cluster: ClusterProfile) -> ClusterProfile:
     """The same cluster, where nothing can be streamed."""
     devices = tuple(device.model_copy(update={"disk_sequential": 0.0}) for device in cluster.devices)
-    return ClusterProfile(**{**dict(cluster), "devices": devices})
-
-
-def _streaming(cluster: ClusterProfile) -> Iterator[ClusterProfile]:
-    """The same cluster, where a device streams or uses its GPU: beside layers on a GPU none are streamed."""
-    if not any(device.gpus for device in cluster.devices):
-        yield cluster
-        return
-    for change in (lambda _: {"disk_sequential": 0.0}, lambda one: {"processors": one.processors[:1]}):
-        devices = tuple(
-            device.model_copy(update=change(device)) if device.gpus else device for device in cluster.devices
-        )
-        yield ClusterProfile(**{**dict(cluster), "devices": devices})
-
-
-def _goal(plan: Plan) -> float:
-    assert plan.expected is not None
-    return plan.expected.tpot_ms if plan.objective == "latency" else plan.expected.stage_ms
+    return cluster.with_devices(devices)
 
 
 def request_s(ring: RingCost, objective: Objective) -> float:
@@ -95,9 +75,9 @@ def _best(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes, epoch: i
 
     Also for one user: what hops add to every token, a prompt that several devices share may save.
     """
-    rings = [solve(cluster, model, wishes)]
+    rings = [solve_runnable(cluster, model, wishes)]
     if wishes.objective == "throughput":
-        rings.append(solve(cluster, model, replace(wishes, objective="latency")))
+        rings.append(solve_runnable(cluster, model, replace(wishes, objective="latency")))
     balanced = _balanced(cluster, model, wishes, rings[0].problem)
     if balanced is not None and (wishes.rounds is None or balanced.rounds == wishes.rounds):
         rings.append(balanced)

@@ -146,6 +146,7 @@ def alike(model: ModelProfile, above_average: float = 0.0) -> ModelProfile:
         "layers": (one,) * model.n_layers,
         "layer_bytes": (one.nbytes,) * model.n_layers,
         "preferred": (),
+        "fillers": (),
         "boundaries": tuple(range(1, model.n_layers)) if model.boundaries else (),
     }
     return ModelProfile(**{**fields, **changed})

@@ -9,7 +9,8 @@ from edged.errors import PlanError
 from edged.planning.cost import RingCost
 from edged.planning.model_profile import ModelProfile
 from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile
-from edged.planning.solve import Wishes, solve
+from edged.planning.runnable import solve_runnable
+from edged.planning.solve import Wishes
 from edged.planning.uneven import alike
 
 MORE_MEMORY = 8 * 2**30  # bytes: a common module
@@ -39,13 +40,13 @@ def upgrades(
     if model.boundaries:
         model = alike(model)
     try:
-        now = solve(cluster, model, wishes).goal(wishes.objective)
+        now = solve_runnable(cluster, model, wishes).goal(wishes.objective)
     except PlanError:
         return ()  # it fits by a hair only, where the average layer is a little too large
     found = []
     for device, what, changed in _ideas(ring, cluster):
         try:
-            then = solve(changed, model, wishes).goal(wishes.objective)
+            then = solve_runnable(changed, model, wishes).goal(wishes.objective)
         except PlanError:
             continue  # more of something never hurts, but a given assignment may not profit
         if now - then > LEAST_GAIN * now:

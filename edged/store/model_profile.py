@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import combinations
 from math import prod
 
-from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
+from edged.planning.model_profile import Fillers, LayerProfile, ModelProfile, TensorGroup
 from edged.store.architectures.cuts import EMBEDDING
+from edged.store.architectures.layout import Layouts
 from edged.store.architectures.table import rule_of
 from edged.store.ggml_types import layouts
 from edged.store.manifest import Manifest, TensorEntry
@@ -29,6 +31,7 @@ def model_profile(manifest: Manifest) -> ModelProfile:
         n_vocab=manifest.n_vocab,
         n_heads=_count(manifest, "attention.head_count"),
         boundaries=_boundaries(manifest),
+        fillers=_fillers(manifest),
         whole_because=manifest.whole_because,
         layer_bytes=tuple(layer.nbytes for layer in layers),
         layers=layers,
@@ -98,3 +101,18 @@ def _count(manifest: Manifest, key: str) -> int:
 def _boundaries(manifest: Manifest) -> tuple[int, ...]:
     """Where a plan cuts: where windows cost nothing but their layers, if a ring finds enough such places."""
     return manifest.preferred if len(manifest.preferred) >= _ENOUGH else manifest.boundaries
+
+
+def _fillers(manifest: Manifest) -> tuple[Fillers, ...]:
+    """Of every window that a plan may make; none where its boundaries are the preferred ones."""
+    cuts = _boundaries(manifest)
+    if cuts == manifest.preferred:
+        return ()
+    layouts = Layouts(manifest.shape, rule_of(manifest.shape))
+    whole = (0, manifest.n_layers)
+    found = []
+    for window in combinations((0, *cuts, manifest.n_layers), 2):
+        layout = layouts.window(*window)
+        if window != whole and not layout.is_pure:
+            found.append(Fillers(first=window[0], last=window[1], before=layout.before, after=layout.after))
+    return tuple(found)
