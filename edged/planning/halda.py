@@ -17,9 +17,9 @@ once and whatever runs the layer, and the whole is solved again.
 Departures: a ring of edged ends at its head, so the head gets the last layers; and each device then holds its
 windows as edged does, some layers for good, others streamed. Layers count as alike, as in the paper.
 Communication counts as in the paper; its code has 0 there. Android disks count by their sequential speed, as
-in the paper's table; its code takes the random one there as on macOS. And all is done again from two other starts
-(`Start`), and the best by Halda's own estimate taken: from the first the sets often settle where a device
-holds a layer more than fits, since one that is said to have too little must hold at least what fits.
+in the paper's table; its code takes the random one there as on macOS. And all is done again from two other
+starts (`Start`), and the best by Halda's own estimate taken: from the first the sets often settle where a
+device holds a layer more than fits, since one that is said to have too little must hold at least what fits.
 """
 
 from __future__ import annotations
@@ -169,7 +169,9 @@ def _is_lopsided(devices: Sequence[_Device], solved: Assignment, sets: Sequence[
     each = list(zip(devices, solved.windows, solved.on_gpu, sets, strict=True))
     if any(window == 1 and gpu == 0 for _, window, gpu, _ in each):
         return False  # a device is to be dropped first
-    free = any(device.gpu is not None and gpu < _most_on_gpu(device, solved.rounds) for device, _, gpu, _ in each)
+    free = any(
+        device.gpu is not None and gpu < _most_on_gpu(device, solved.rounds) for device, _, gpu, _ in each
+    )
     return free and any(
         window > gpu if device.gpu is not None else one is not Set.M4 for device, window, gpu, one in each
     )
@@ -189,7 +191,9 @@ def _device(problem: Problem, name: str, names: Sequence[str]) -> _Device:
         way=problem.hop_s(name, successor) if successor != name else 0.0,
         layer=of.weights.prefix[-1] / n,
         kept=(of.weights.prefix[-1] + of.cache.prefix[-1]) / n,
-        memory=max(0.0, (costs.gpu_budget if mac and gpu is not None else costs.profile.memory_budget) - fixed),
+        memory=max(
+            0.0, (costs.gpu_budget if mac and gpu is not None else costs.profile.memory_budget) - fixed
+        ),
         gpu_memory=max(0.0, costs.gpu_budget - of.overhead),
         disk=(costs.profile.disk_random or costs.disk) if mac else costs.disk,
         mac=mac,

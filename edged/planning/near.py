@@ -11,26 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from edged.planning.cost import Problem, RingCost, ring_cost
 from edged.planning.deal import Deal, hops_of_windows, spread
-from edged.planning.device_costs import DeviceCosts
 from edged.planning.moves import moved
+from edged.planning.nearby import ask
 from edged.planning.plan import Hop, Objective
-from edged.planning.shares import Asked, Counted, Grid, Holder, Shares
+from edged.planning.shares import Counted, Grid, Holder, Shares
 
 WIDTH = 3  # units, at least, to either side of where a cut was
 MOST_ROWS = 200  # of windows looked at together, above the least width
 MOST_PASSES = 4
 SLACK = 1e-12
-ALL = 10**6  # layers: no model has more
 
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """A ring to start from, by counts: of each device in order, the head first, without the closing window."""
+    """A ring to start from, by counts: of each device in order, the head first; no closing window."""
 
     rounds: int
     order: tuple[str, ...]
@@ -71,9 +71,7 @@ def hops(holder: Holder, ends: Counted, deals: Sequence[Deal]) -> list[Hop]:
     first, last = holder.closing
     n = len(holder.names)
     held = [
-        hops_of_windows(
-            name, [(int(ends[at]), int(ends[at + 1])) for at in range(i, len(ends) - 1, n)], deal
-        )
+        hops_of_windows(name, [(int(ends[at]), int(ends[at + 1])) for at in range(i, len(ends) - 1, n)], deal)
         for i, (name, deal) in enumerate(zip(holder.names, deals, strict=True))
     ]
     on_gpu = last - first if deals[0].closing_gpu else 0
@@ -115,10 +113,7 @@ class _Search:
                 return None
             bands.append(np.arange(low, high + 1))
         bands.append(np.array([self.units]))
-        pairs = [
-            np.argwhere(end[None, :] - begin[:, None] >= self.rounds)
-            for begin, end in zip(bands[:-1], bands[1:], strict=True)
-        ]
+        pairs = [np.argwhere(end[None, :] - begin[:, None] >= self.rounds) for begin, end in pairwise(bands)]
         if not all(pair.size for pair in pairs):
             return None
         device = np.repeat(np.arange(len(pairs)), [len(pair) for pair in pairs])
@@ -136,30 +131,6 @@ class _Search:
             found.append(shares.deal(int(start) + row, disk, stage))
         ends = tuple(int(band[z]) for band, (_, z) in zip(bands[1:-1], chosen, strict=False))
         return _Found(ends, tuple(found), goal)
-
-
-def ask(holder: Holder, device: Counted, first: Counted, last: Counted, deals: Sequence[Deal]) -> Asked:
-    """Rows for these windows, with layers on the GPU and places in the buffer near those of `deals`."""
-    ways = [_near_ways(one, deal, i == 0) for i, (one, deal) in enumerate(zip(holder.devices, deals, strict=True))]
-    counts = np.array([len(own) for own in ways])
-    starts = np.cumsum(counts) - counts
-    every = np.array([way for own in ways for way in own], dtype=np.int64)
-    row = np.repeat(np.arange(len(device)), counts[device])
-    column = np.arange(len(row)) - np.repeat(np.cumsum(counts[device]) - counts[device], counts[device])
-    gpu, closing_gpu, places = every[starts[device[row]] + column].T
-    return Asked(device, first, last, row, column, gpu, closing_gpu > 0, places)
-
-
-def _near_ways(device: DeviceCosts, deal: Deal, is_head: bool) -> list[tuple[int, int, int]]:
-    """(layers on the GPU, whether the closing window is, places in the buffer)."""
-    gpus, closing = {0}, {0}
-    if device.gpu is not None:  # as many as before, all of them, or none
-        gpus |= {max(0, deal.gpu + step) for step in (-1, 0, 1)} | {ALL}
-        closing = {0, 1} if is_head else {0}
-    places = {0}
-    if device.disk > 0:
-        places |= {1} | {max(1, deal.read_ahead + step) for step in (-1, 0, 1, 2)}
-    return [(gpu, on_gpu, place) for gpu in sorted(gpus) for on_gpu in closing for place in sorted(places)]
 
 
 class _Picker:

@@ -71,7 +71,12 @@ def best_counts(
 
 
 def _may_be_better(
-    problem: Problem, candidates: Sequence[Sequence[str]], k: int, closing: int, objective: Objective, goal: float
+    problem: Problem,
+    candidates: Sequence[Sequence[str]],
+    k: int,
+    closing: int,
+    objective: Objective,
+    goal: float,
 ) -> bool:
     """Whether any ring of k rounds or more may beat `goal`: if nobody ever waited in a window for a disk.
 
@@ -111,9 +116,7 @@ def hops_of(problem: Problem, counts: Counts, closing: int) -> tuple[Hop, ...]:
     )
 
 
-def _ways(
-    problem: Problem, rounds: int, closing: int, waiting: bool = True
-) -> dict[str, Options] | None:
+def _ways(problem: Problem, rounds: int, closing: int, waiting: bool = True) -> dict[str, Options] | None:
     """Of every device that can take part; None if the head cannot."""
     table: dict[str, Options] = {}
     for device, costs in problem.devices.items():
