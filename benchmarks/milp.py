@@ -1,10 +1,10 @@
-"""The overlap solver's question as integer programmes for HiGHS: a check of its dynamic programming, and a race.
+"""The overlap solver's question as integer programmes for HiGHS: a check of its optimum, and a race.
 
-    python -m benchmarks.milp [--limit SECONDS] [--layers N] [--devices N ...]
+    python -m benchmarks.milp [--limit SECONDS]
 
 By ways: a 0/1 variable for every way that a device can take n layers in k rounds (`edged.planning.options`),
-one of them chosen per device; the sum of layers is the model's, and the token takes no less than the way round
-and no less than any disk. It has the same optimum as the dynamic programme where links are alike.
+one of them chosen per device; the sum of layers is the model's, and the token takes no less than the way
+round and no less than any disk. It has the same optimum as the dynamic programme where links are alike.
 
 By counts: of each device the layers in RAM, streamed and on the GPU, and whether it is in the ring at all. It
 knows one round, and no waiting for the disk within a window, which is not linear: a lower bound.
@@ -80,7 +80,7 @@ class Programme:
 def by_ways(
     problem: Problem, objective: Objective, rounds: int, seconds: float = 60.0
 ) -> tuple[float | None, bool]:
-    """The least goal (seconds) of rings of so many rounds over two devices or more, and whether it is proved."""
+    """The least goal (seconds) of rings of so many rounds over two devices or more; whether it is proved."""
     programme = Programme()
     closing = problem.of.places[-1] - problem.of.places[-2]
     layers: dict[int, float] = {}
@@ -185,7 +185,7 @@ def by_counts(problem: Problem, seconds: float = 60.0) -> tuple[float | None, bo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="for one programme (60)")
-    options_ = parser.parse_args()
+    limit = parser.parse_args().limit
     print(f"{'devices':>8}{'layers':>7}{'memory':>8}{'dynamic':>10}{'by ways':>12}{'by counts':>12}")
     for devices, layers in ((4, 80), (32, 126), (128, 126)):
         for memory in (0.7, 1.5):
@@ -193,12 +193,16 @@ def main() -> None:
             started = time.perf_counter()
             ring = overlap.best_ring(problem, "latency", 1)
             cells = [f"{time.perf_counter() - started:.3f} s"]
+<<<<<<< HEAD
             for solve in (
                 lambda: by_ways(problem, "latency", 1, options_.limit),
                 lambda: by_counts(problem, options_.limit),
             ):
+=======
+            for ways in (True, False):
+>>>>>>> i4
                 started = time.perf_counter()
-                found, proved = solve()
+                found, proved = by_ways(problem, "latency", 1, limit) if ways else by_counts(problem, limit)
                 cells.append(f"{time.perf_counter() - started:.2f} s{'' if proved else ' *'}")
                 if proved and ring is not None:
                     assert found is not None and found <= ring.token * (1 + 1e-6), (found, ring.token)

@@ -46,7 +46,7 @@ def main() -> None:
     rows = []
     print(
         f"{'ms a token':<14}"
-        + "".join(f"{name:>11}" for name in (*SOLVERS, RUNS, "llama.cpp", "prima.cpp", "no Halda"))
+        + "".join(f"{name:>11}" for name in (*SOLVERS, RUNS, *"llama.cpp", "prima.cpp", "no Halda"))
     )
     for name in options.models:
         file = find("models", name)
@@ -64,7 +64,8 @@ def main() -> None:
             row[solver] = {**_figures(ring), "solved_in_s": time.perf_counter() - started}
         row[RUNS] = _as_it_runs(cluster, model)
         rows.append(row)
-        print(f"{name:<14}" + "".join(f"{_cell(row[one]):>11}" for one in (*SOLVERS, RUNS)) + _paper(name), flush=True)
+        ours = "".join(f"{_cell(row[one]):>11}" for one in (*SOLVERS, RUNS))
+        print(f"{name:<14}{ours}{_paper(name)}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
 

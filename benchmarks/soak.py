@@ -132,10 +132,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6, help="per request (6)")
     parser.add_argument("--threads", type=int, default=1, help="of each daemon (1)")
     parser.add_argument("--ctx", type=int, default=512, help="positions (512)")
+    parser.add_argument("--disk-rate", metavar="SIZE", help="bytes a second of each node's disk (its own)")
     options = parser.parse_args()
     subject = chosen_model(options)
     prompt = Prompts(subject.n_vocab).take(8)
-    limits = Limits(memory=str(subject.path.stat().st_size * options.each // 100), link="1gbit")
+    memory = str(subject.path.stat().st_size * options.each // 100)
+    limits = Limits(memory=memory, link="1gbit", disk_rate=options.disk_rate)
     flags = ("--ctx", str(options.ctx), "--parallel", "1")
     prepared = prepared_store(subject.path)
     with EmulatedCluster(prepared, options.nodes, limits, options.threads, *flags) as cluster:

@@ -177,12 +177,12 @@ def _wishes(
     depth: int | None,
 ) -> Wishes:
     from edged.errors import SettingsError
-    from edged.planning.context import CHUNK_ALONE
+    from edged.planning.context import CHUNK_ALONE, LEAST
     from edged.planning.device_costs import Workload
     from edged.planning.plan import ContextOptions
     from edged.planning.solve import Wishes
 
-    n_ctx = min(settings.ctx or DEFAULT_CTX, model.n_ctx_train)
+    n_ctx = min(settings.ctx or DEFAULT_CTX, max(model.n_ctx_train, LEAST))
     typical = Workload()
     workload = Workload(
         prompt=min(typical.prompt, n_ctx) if prompt is None else prompt,
@@ -218,8 +218,8 @@ def _note(ring: RingCost) -> str:
     if shortest or not any(hop.streamed for hop in ring.hops):
         return ""
     return (
-        f"layers are read from disk beside a context of {context.n_seq_max} x {context.n_ctx} tokens: a running "
-        "cluster would first try a shorter one; see --parallel and --ctx"
+        f"layers are read from disk beside a context of {context.n_seq_max} x {context.n_ctx} tokens: a "
+        "running cluster would first try a shorter one; see --parallel and --ctx"
     )
 
 

@@ -15,6 +15,8 @@ ABOVE_AVERAGE = (0.0, 0.25, 0.5, 1.0)  # sizes of layers to start from, between 
 MOST_IMPROVED = 2  # rings, the best to start with
 HOPEFUL = 1.25  # of what the head alone takes: moving cuts seldom gains more than a fifth
 REACHED = 1.002  # of what the average layer takes: there is no need to look further
+SMALL = 100  # places times devices: there more starts take no time
+SMALL_ROUNDS = 1, 2, 3
 FEW_PLACES = 20  # where cuts are so few, each of them is moved by itself
 
 
@@ -40,7 +42,8 @@ def can_share(problem: Problem) -> bool:
 
 def regular(problem: Problem) -> bool:
     """Whether counting layers is all there is to it."""
-    return not problem.of.fillers and problem.of.uniform and len(problem.of.places) == problem.model.n_layers + 1
+    anywhere = len(problem.of.places) == problem.model.n_layers + 1
+    return anywhere and problem.of.uniform and not problem.of.fillers
 
 
 def _rings(
@@ -59,6 +62,7 @@ def _near_average(problem: Problem, objective: Objective, rounds: int | None) ->
     """From the best ring of the average layer; where that cannot be reached, of larger layers too."""
     found: list[RingCost | None] = []
     enough = inf
+    small = len(problem.of.places) * len(problem.devices) <= SMALL
     for above in ABOVE_AVERAGE:
         rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
         counts = overlap.best_counts(rough, objective, rounds)
@@ -71,7 +75,13 @@ def _near_average(problem: Problem, objective: Objective, rounds: int | None) ->
         found.append(ring)
         if enough == inf:
             enough = REACHED * counts[1].goal(objective)
-        if ring is not None and ring.goal(objective) <= enough:
+        if small and rounds is None:
+            found += [
+                _improved(problem, other[0], objective)
+                for k in SMALL_ROUNDS
+                if (other := overlap.best_counts(rough, objective, k))
+            ]
+        elif ring is not None and ring.goal(objective) <= enough:
             break
     return found
 

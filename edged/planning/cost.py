@@ -139,7 +139,8 @@ def visit(device: DeviceCosts, of: ModelCosts, hop: Hop) -> Visit:
     compute = steady + cpu.decode.of(first_streamed, hop.last)
     fillers = of.fillers.get((hop.first, hop.last))
     if fillers is not None:
-        kept += sum(of.weights.of(i, i + 1) + of.cache.of(i, i + 1) for i in (*fillers.before, *fillers.after))
+        more = (*fillers.before, *fillers.after)
+        kept += sum(of.weights.of(i, i + 1) + of.cache.of(i, i + 1) for i in more)
         compute += sum(cpu.decode.of(i, i + 1) for i in fillers.before)
         chunk += sum(cpu.chunk.of(i, i + 1) for i in fillers.before)
     stall = disk = buffer = 0.0

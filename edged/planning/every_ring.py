@@ -16,7 +16,7 @@ MOST_RINGS = 500  # a tenth of a second or two
 def best_ring(
     problem: Problem, objective: Objective, windows: Windows, rounds: int | None = None
 ) -> RingCost | None:
-    """The best ring of two rounds or more (of `rounds`, where given); None where none fits or they are many."""
+    """The best ring of two rounds or more (of `rounds`, where given); None if none fits or they are many."""
     which = _rounds(problem, rounds)
     if sum(_how_many(problem, k) for k in which) > MOST_RINGS:
         return None

@@ -17,9 +17,9 @@ once and whatever runs the layer, and the whole is solved again.
 Departures: a ring of edged ends at its head, so the head gets the last layers; and each device then holds its
 windows as edged does, some layers for good, others streamed. Layers count as alike, as in the paper.
 Communication counts as in the paper; its code has 0 there. Android disks count by their sequential speed, as
-in the paper's table; its code takes the random one there as on macOS. And all is done again from two other starts
-(`Start`), and the best by Halda's own estimate taken: from the first the sets often settle where a device
-holds a layer more than fits, since one that is said to have too little must hold at least what fits.
+in the paper's table; its code takes the random one there as on macOS. And all is done again from two other
+starts (`Start`), and the best by Halda's own estimate taken: from the first the sets often settle where a
+device holds a layer more than fits, since one that is said to have too little must hold at least what fits.
 """
 
 from __future__ import annotations

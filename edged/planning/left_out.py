@@ -8,6 +8,7 @@ from edged.planning.plan import LeftOut, Objective
 from edged.planning.uneven import Windows, snapped, without_empty
 
 GIB = 2**30
+MOST_TRIED = 2_000  # rings, for all devices together
 
 
 def left_out(ring: RingCost, objective: Objective) -> tuple[LeftOut, ...]:
@@ -46,7 +47,9 @@ def _with(problem: Problem, ring: RingCost, name: str, objective: Objective) -> 
     if len(owners) == 1 and len(places) > 2:  # a ring must close at its head
         owners, cuts = [owners[0]] * 2, [0, places[-2], problem.model.n_layers]
     best: RingCost | None = None
-    for at in range(1, len(cuts) - 1):
+    others = len(problem.devices) - len(ring.shares)
+    step = 1 + 2 * others * len(cuts) // MOST_TRIED
+    for at in range(1, len(cuts) - 1, step):
         here = places.index(cuts[at])
         for first, last in ((here - 1, here), (here, here + 1)):
             if first < 1 or last > len(places) - 2:

@@ -32,14 +32,14 @@ class ModelFile(Document):
     """Shape of a decoder with grouped-query attention and a gated feed-forward part, dense or of experts."""
 
     name: str = ""
-    n_layers: int = Field(ge=1)
-    n_embd: int = Field(ge=1)
+    n_layers: int = Field(ge=1, le=512)  # libllama's own limit
+    n_embd: int = Field(ge=1, lt=2**31)
     n_ff: int = Field(default=0, ge=0)  # of a dense layer
     n_heads: int = Field(ge=1)
     n_kv_heads: int = Field(ge=1)
     head_dim: int = Field(ge=1)
-    n_vocab: int = Field(ge=1)
-    n_ctx_train: int = Field(ge=1)
+    n_vocab: int = Field(ge=1, lt=2**31)
+    n_ctx_train: int = Field(ge=16, lt=2**31)
     n_experts: int = Field(default=0, ge=0)
     n_experts_used: int = Field(default=0, ge=0)
     n_ff_expert: int = Field(default=0, ge=0)

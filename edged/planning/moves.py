@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from edged.planning.deal import Deal
+from edged.planning.nearby import ask
 from edged.planning.plan import Objective
 from edged.planning.shares import Counted, Grid, Holder, Shares
 
@@ -34,9 +35,7 @@ def moved(
 
 class _Moving:
     def __init__(self, holder: Holder, ends: Counted, deals: Sequence[Deal], objective: Objective) -> None:
-        from edged.planning.near import ask
-
-        self._ask, self._holder, self._deals = ask, holder, deals
+        self._holder, self._deals = holder, deals
         self._latency = objective == "latency"
         self._places = np.array(holder.problem.of.places[:-1], dtype=np.int64)
         self._cuts = np.searchsorted(self._places, ends)  # of units
@@ -106,11 +105,12 @@ class _Moving:
                 changes[at, 1, turn] = changes[at, 0, turn + 1] = by
         begin = (first[:, None, :] + changes[None, :, 0]).reshape(-1, self._rounds)
         end = (last[:, None, :] + changes[None, :, 1]).reshape(-1, self._rounds)
-        good = ((begin >= 0) & (end < len(self._places)) & (begin < end)).all(axis=1)
+        good = np.asarray((begin >= 0) & (end < len(self._places)) & (begin < end)).all(axis=1)
+        good = np.atleast_1d(good)
         begin = np.where(good[:, None], begin, np.repeat(first, self._per_device, axis=0))
         end = np.where(good[:, None], end, np.repeat(last, self._per_device, axis=0))
         device = np.repeat(devices, self._per_device)
-        asked = self._ask(self._holder, device, self._places[begin], self._places[end], self._deals)
+        asked = ask(self._holder, device, self._places[begin], self._places[end], self._deals)
         shares = self._holder.shares(asked)
         for grid in (shares.busy, shares.disk, shares.stage):
             grid[~good] = np.inf
@@ -130,7 +130,7 @@ class _Moving:
     def _after(self, shares: Shares, goal: float) -> Grid:
         """What the ring takes after each step."""
         if not self._latency:
-            return np.maximum(shares.stage.min(axis=1)[self._rows].max(axis=1), self._links)
+            return np.asarray(np.maximum(shares.stage.min(axis=1)[self._rows].max(axis=1), self._links))
         limits = np.unique(shares.disk[shares.disk < goal])
         most = max(4, min(MOST_LIMITS, MOST_LOOKED_AT // self._rows.size))
         busy = np.array([_within(shares, limit) for limit in limits[-most:]])

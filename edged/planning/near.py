@@ -11,26 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from edged.planning.cost import Problem, RingCost, ring_cost
 from edged.planning.deal import Deal, hops_of_windows, spread
-from edged.planning.device_costs import DeviceCosts
 from edged.planning.moves import moved
+from edged.planning.nearby import ask
 from edged.planning.plan import Hop, Objective
-from edged.planning.shares import Asked, Counted, Grid, Holder, Shares
+from edged.planning.shares import Counted, Grid, Holder, Shares
 
 WIDTH = 3  # units, at least, to either side of where a cut was
 MOST_ROWS = 200  # of windows looked at together, above the least width
 MOST_PASSES = 4
 SLACK = 1e-12
-ALL = 10**6  # layers: no model has more
 
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """A ring to start from, by counts: of each device in order, the head first, without the closing window."""
+    """A ring to start from, by counts: of each device in order, the head first; no closing window."""
 
     rounds: int
     order: tuple[str, ...]
@@ -113,10 +113,7 @@ class _Search:
                 return None
             bands.append(np.arange(low, high + 1))
         bands.append(np.array([self.units]))
-        pairs = [
-            np.argwhere(end[None, :] - begin[:, None] >= self.rounds)
-            for begin, end in zip(bands[:-1], bands[1:], strict=True)
-        ]
+        pairs = [np.argwhere(end[None, :] - begin[:, None] >= self.rounds) for begin, end in pairwise(bands)]
         if not all(pair.size for pair in pairs):
             return None
         device = np.repeat(np.arange(len(pairs)), [len(pair) for pair in pairs])
@@ -136,6 +133,7 @@ class _Search:
         return _Found(ends, tuple(found), goal)
 
 
+<<<<<<< HEAD
 def ask(holder: Holder, device: Counted, first: Counted, last: Counted, deals: Sequence[Deal]) -> Asked:
     """Rows for these windows, with layers on the GPU and places in the buffer near those of `deals`."""
     ways = [
@@ -162,6 +160,8 @@ def _near_ways(device: DeviceCosts, deal: Deal, is_head: bool) -> list[tuple[int
     return [(gpu, on_gpu, place) for gpu in sorted(gpus) for on_gpu in closing for place in sorted(places)]
 
 
+=======
+>>>>>>> i4
 class _Picker:
     """Which windows within the bands are best together."""
 

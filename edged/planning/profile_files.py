@@ -77,9 +77,13 @@ def _checked(path: Path, make: Callable[[Mapping[str, object]], T]) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
-        raise SettingsError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from None
+        what = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{path}: {where + ': ' if where else ''}{what}") from None
     except (_FieldError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from None
+
+
+MOST = 1e9  # of any figure in its unit
 
 
 class _FieldError(Exception):
@@ -98,6 +102,8 @@ class _Table:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _FieldError(f"{self._at(key)} is not a number")
+        if not -MOST <= value <= MOST:
+            raise _FieldError(f"{self._at(key)} is {value}, which is out of all bounds")
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:

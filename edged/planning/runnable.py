@@ -1,8 +1,8 @@
 """Rings that a running cluster can carry out: no device streams layers beside others on its GPU.
 
 Such a device does either. A solver that does not know this gives a ring whose goal no allowed ring can beat;
-so for one device of it that does both, both choices are tried, and given up where even the solver's ring is no
-better than what was found: branch and bound.
+so for one device of it that does both, both choices are tried, and given up where even the solver's ring is
+no better than what was found: branch and bound.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def solve_runnable(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes)
     search.look(cluster)
     if search.best is None:
         raise search.refusal or PlanError(
-            "the model fits only if devices read layers from disk beside others on their GPUs, which edged cannot "
-            "do yet; add a device, allow more memory (--memory) or a shorter context (--ctx)"
+            "the model fits only if devices read layers from disk beside others on their GPUs, which edged "
+            "cannot do yet; add a device, allow more memory (--memory) or a shorter context (--ctx)"
         )
     return search.best
 

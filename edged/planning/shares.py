@@ -149,15 +149,26 @@ class _Batch:
         stage = np.maximum(busy + windows * holder._hop_overhead[self.device], disk)
         shape = len(asked.device), int(asked.column.max(initial=0)) + 1
 
-        def by_row(values: Counted | Grid | Truths, empty: float) -> NDArray[np.generic]:
-            grid = np.full(shape, empty, dtype=values.dtype)
+        def costs(values: Grid) -> Grid:
+            grid = np.full(shape, np.inf)
+            grid[asked.row, asked.column] = np.where(fits, values, np.inf)
+            return grid
+
+        def counts(values: Counted) -> Counted:
+            grid = np.zeros(shape, dtype=np.int64)
             grid[asked.row, asked.column] = values
             return grid
 
-        costs = [by_row(np.where(fits, one, np.inf), np.inf) for one in (busy, disk, stage)]
-        ways = [by_row(one, 0) for one in (self.gpu, streamed, asked.places, asked.closing_gpu)]
-        layers = (asked.last - asked.first).sum(axis=1)
-        return Shares(costs[0], costs[1], costs[2], layers, ways[0], ways[1], ways[2], ways[3])
+        return Shares(
+            busy=costs(busy),
+            disk=costs(disk),
+            stage=costs(stage),
+            layers=(asked.last - asked.first).sum(axis=1),
+            gpu=counts(self.gpu),
+            streamed=counts(streamed),
+            read_ahead=counts(asked.places),
+            closing_gpu=counts(asked.closing_gpu.astype(np.int64)) > 0,
+        )
 
     def _least_streamed(self) -> tuple[Counted, Truths]:
         """As few layers as memory demands, in some window as many as the buffer has places; and what fits."""
@@ -243,4 +254,4 @@ def spread_many(total: Counted, rooms: Counted) -> Counted:
     given = np.minimum(rooms, level[..., None])
     room = rooms > given
     extra = total - given.sum(axis=-1)
-    return given + (room & (np.cumsum(room, axis=-1) <= extra[..., None]))
+    return np.asarray(given + (room & (np.cumsum(room, axis=-1) <= extra[..., None])))

@@ -6,6 +6,7 @@ allowed places. Then cuts of the best are moved by a place or two while it gets 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -91,7 +92,9 @@ def snapped(cuts: Sequence[int], places: Sequence[int]) -> list[int]:
     """The nearest allowed places, ascending; the ends stay."""
     found = [0]
     for cut in cuts[1:-1]:
-        found.append(max(found[-1], min(places, key=lambda place: (abs(place - cut), place))))
+        at = bisect_left(places, cut)
+        around = places[max(0, at - 1) : at + 1]
+        found.append(max(found[-1], min(around, key=lambda place: (abs(place - cut), place))))
     return [*found, cuts[-1]]
 
 

@@ -124,6 +124,75 @@ def test_impossible_wishes_are_told_with_numbers(
     assert err.count("\n") == 1 and all(part in err for part in says), err
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "a device at least"),
+        (
+            '[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\nmemory_gib = -1',
+            "greater than or equal to 0",
+        ),
+        ('[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\nmemory_gib = inf', "memory_gib is inf"),
+        ('[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\nmemory_gib = nan', "memory_gib is nan"),
+        ('[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\nmemory_gib = 1e300', "out of all bounds"),
+        ('[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\nmemory_gib = 0', "0.00 GiB"),
+        ('[[device]]\nid = "a"\nprofile = "broken"', "a: a device has a processor"),
+        ('head = "z"\n[[device]]\nid = "a"\nprofile = "raspberry-pi-5-8gb"', "broken.toml: the head z"),
+        ('[[device]]\nid = ["a"]\nprofile = "raspberry-pi-5-8gb"', "is not a text"),
+    ],
+)
+def test_a_broken_cluster_is_one_line(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = tmp_path / "broken.toml"
+    cluster.write_text(text)
+    code, out, err = run(capsys, "plan", "--cluster", str(cluster), "--model", "llama-3.2-3b")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert says in err and "fault in edged" not in err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("n_layers", "10000000", "n_layers"),
+        ("n_layers", "-3", "n_layers"),
+        ("n_embd", "9223372036854775808", "n_embd"),
+        ("n_ctx_train", "4", "n_ctx_train"),
+        ("n_ff", "2000000000", "GiB"),
+    ],
+)
+def test_a_model_of_absurd_size_is_one_line(
+    field: str, value: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = find("models", "smollm2-135m")
+    assert path is not None
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{field} =")]
+    (tmp_path / "absurd.toml").write_text("\n".join([f"{field} = {value}", *lines]))
+    model = str(tmp_path / "absurd.toml")
+    code, out, err = run(capsys, "plan", "--cluster", "pi-and-minis", "--model", model)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert says in err and "fault in edged" not in err
+
+
+def test_names_may_be_of_any_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = tmp_path / "küche.toml"
+    cluster.write_text('[[device]]\nid = "küche 🍳"\nprofile = "n100-mini-pc-16gb"\n')
+    code, out, _ = run(capsys, "plan", "--cluster", str(cluster), "--model", "llama-3.2-3b", "--ctx", "512")
+    assert code == 0 and "küche 🍳" in out
+
+
+def test_a_plan_is_what_the_running_cluster_could_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """No layers from disk beside others on a GPU; where it streams, it says what a daemon tries first."""
+    args = ["plan", "--cluster", "paper", "--model", "llama-3-70b", "--ctx", "1024"]
+    plan = json.loads(run(capsys, *args, "--parallel", "1", "--json")[1])
+    streaming = {hop["device"] for hop in plan["ring"] if hop["streamed"]}
+    on_gpu = {hop["device"] for hop in plan["ring"] if hop["gpu"]}
+    assert streaming and on_gpu and not streaming & on_gpu
+    assert "a running cluster would first try a shorter one" in plan["note"]
+    plan = json.loads(run(capsys, *args, "--parallel", "1", "--ctx", "512", "--json")[1])
+    assert plan["note"] == ""
+
+
 Edged = Callable[..., Outcome]
 LOADED = "smollm2-135m"  # known as a profile, so that no store is needed
 

@@ -1,4 +1,4 @@
-"""The dynamic programme against an integer programme of the same question, on clusters too large to enumerate."""
+"""The dynamic programme against an integer programme, on clusters too large to enumerate."""
 
 from __future__ import annotations
 

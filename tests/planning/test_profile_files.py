@@ -112,3 +112,25 @@ def test_a_wrong_device_is_refused_by_file_and_field(tmp_path: Path, text: str, 
         read_device(path)
     assert says in caught.value.message and "box.toml" in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_what_is_read_at_once_follows_from_the_tensors() -> None:
+    """ffn_up, ffn_gate or ffn_down in a dense model, all experts' together where there are some."""
+    from edged.planning.cost import Problem
+    from edged.planning.device_costs import Workload
+    from edged.planning.plan import ContextOptions
+
+    home = find("clusters", "pi-and-minis")
+    assert home is not None
+    shares = []
+    for name in ("llama-3-70b", "qwen3-30b-a3b"):
+        path = find("models", name)
+        assert path is not None
+        problem = Problem(
+            read_cluster(home),
+            read_model(path),
+            ContextOptions(n_ctx=512, n_seq_max=1, n_ubatch=16),
+            Workload(),
+        )
+        shares.append(problem.of.largest_tensor)
+    assert 0.25 < shares[0] < 0.36 and 0.28 < shares[1] < 0.45
