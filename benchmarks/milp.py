@@ -193,14 +193,7 @@ def main() -> None:
             started = time.perf_counter()
             ring = overlap.best_ring(problem, "latency", 1)
             cells = [f"{time.perf_counter() - started:.3f} s"]
-<<<<<<< HEAD
-            for solve in (
-                lambda: by_ways(problem, "latency", 1, options_.limit),
-                lambda: by_counts(problem, options_.limit),
-            ):
-=======
             for ways in (True, False):
->>>>>>> i4
                 started = time.perf_counter()
                 found, proved = by_ways(problem, "latency", 1, limit) if ways else by_counts(problem, limit)
                 cells.append(f"{time.perf_counter() - started:.2f} s{'' if proved else ' *'}")
