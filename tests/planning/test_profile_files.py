@@ -39,7 +39,8 @@ def test_every_shipped_profile_says_where_its_figures_come_from(kind: str) -> No
         path = find(kind, name)
         assert path is not None
         text = path.read_text()
-        assert "config.json" in text or "arXiv" in text or "derived" in text.lower(), name
+        sources = ("config.json", "arxiv", "derived", "measured")
+        assert any(source in text.lower() for source in sources), name
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def best_of_all_choices(cluster: ClusterProfile, problem_seed: int, wishes: Wish
 
 def test_is_the_best_of_all_choices_between_gpu_and_disk() -> None:
     asked = 0
-    for seed in range(300):
+    for seed in range(500):
         problem = random_problem(seed, uniform=True)
         wishes = Wishes(CONTEXT, workload=problem.workload)
         try:
