@@ -153,11 +153,11 @@ def test_processes_begin_in_a_group_of_version_2_and_end_with_it(mounted: Path) 
         pytest.skip("version 2 has no controller here, so none can be turned on")
     group = Hierarchy(2, mounted).make(f"edged-test-{os.getpid()}", controllers[0])
     try:
-        command = [*prefix_into(group), "sh", "-c", "cat /proc/self/cgroup; exec sleep 60"]
+        command = [*prefix_into(group), "sh", "-c", "cat /proc/self/cgroup; echo ready; exec sleep 60"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        first = iter(process.stdout.readline, "")
-        assert f"0::/{group.relative_to(mounted)}\n" in first
+        before = list(iter(process.stdout.readline, "ready\n"))  # the shell alone is left then
+        assert f"0::/{group.relative_to(mounted)}\n" in before
         assert members(group) == [process.pid]
     finally:
         remove_group(group)
