@@ -10,6 +10,7 @@ from edged.planning.cost import Problem, RingCost, Share, ring_cost, share
 from edged.planning.deal import Deal, hops_of_windows
 from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop, Objective
+from edged.planning.streamed import READ_AHEAD
 
 Window = tuple[int, int]  # layers [first, last)
 MOST_TRIED = 7  # layers of which every arrangement is tried
@@ -54,7 +55,7 @@ def _all_ways(
         if closing:
             on_gpu = closing[1] - closing[0] if closing_gpu else 0
             tail = (Hop(device=name, first=closing[0], last=closing[1], gpu_layers=on_gpu),)
-        most_places = -(-n // len(windows)) if device.disk > 0 else 0
+        most_places = min(READ_AHEAD, -(-n // len(windows))) if device.disk > 0 else 0
         for places in range(most_places + 1):
             some = False
             for gpu in _gpu_counts(device, of, n):

@@ -9,6 +9,7 @@ import numpy as np
 from edged.planning.deal import Deal
 from edged.planning.device_costs import DeviceCosts
 from edged.planning.shares import Asked, Counted, Holder
+from edged.planning.streamed import READ_AHEAD
 
 ALL = 10**6  # layers: no model has more
 
@@ -35,5 +36,5 @@ def _near_ways(device: DeviceCosts, deal: Deal, is_head: bool) -> list[tuple[int
         closing = {0, 1} if is_head else {0}
     places = {0}
     if device.disk > 0:
-        places |= {1} | {max(1, deal.read_ahead + step) for step in (-1, 0, 1, 2)}
+        places |= set(range(1, READ_AHEAD + 1))
     return [(gpu, on_gpu, place) for gpu in sorted(gpus) for on_gpu in closing for place in sorted(places)]

@@ -15,6 +15,7 @@ from edged.planning.cost import visit
 from edged.planning.deal import Deal
 from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop
+from edged.planning.streamed import READ_AHEAD
 
 Grid = NDArray[np.float64]
 
@@ -167,5 +168,5 @@ def _dealt(total: Grid, rounds: int) -> list[Grid]:
 
 
 def _most_places(memory: float, size: float, most: int, rounds: int, has_disk: bool) -> int:
-    """Of the read-ahead buffer: no more than memory holds, nor than a window can have streamed layers."""
-    return min(int(memory // size), -(-most // rounds)) if has_disk else 0
+    """Of the read-ahead buffer: as devices read ahead, and no more than memory holds."""
+    return min(READ_AHEAD, int(memory // size), -(-most // rounds)) if has_disk else 0
