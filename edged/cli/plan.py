@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,7 +81,8 @@ def command(
     objective = objective or (now.objective if now is not None else "latency")
     if head not in (None, "any"):
         devices = devices.with_head(_head(devices, str(head)))
-    wishes = _wishes(settings, model, solver, objective, head == "any", prompt, depth)
+    wishes = _wishes(settings, model, solver, objective, prompt, depth)
+    wishes = replace(wishes, any_head=head == "any", keeps_head=head not in (None, "any"))
     ring = solve_runnable(devices, model, wishes)
     plan = plan_of(ring, wishes)
     plan = plan.model_copy(update={"note": _note(ring)})
@@ -172,7 +174,6 @@ def _wishes(
     model: ModelProfile,
     solver: str,
     objective: str,
-    any_head: bool,
     prompt: int | None,
     depth: int | None,
 ) -> Wishes:
@@ -204,7 +205,6 @@ def _wishes(
         solver=cast("SolverName", solver),
         objective=cast("Objective", objective),
         workload=workload,
-        any_head=any_head,
         rounds=settings.rounds,
     )
 

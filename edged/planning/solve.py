@@ -42,6 +42,7 @@ class Wishes:
     objective: Objective = "latency"
     workload: Workload = TYPICAL
     any_head: bool = False  # the head is chosen too; else it is the cluster's
+    keeps_head: bool = False  # also of the solver `single`, which otherwise takes the best device
     rounds: int | None = None  # how often the ring comes by each device; None: the solver chooses
 
 
@@ -61,7 +62,7 @@ def solve(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingC
 
 
 def _found(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> list[RingCost]:
-    headed = [_with_head(one, model, wishes) for one in _headed(cluster, wishes)]
+    headed = [_with_head(one, model, wishes) for one in _headed(cluster, model, wishes)]
     return [cost for cost in headed if cost is not None]
 
 
@@ -93,12 +94,25 @@ def plan_of(ring: RingCost, wishes: Wishes, *, epoch: int = 1) -> Plan:
     )
 
 
-def _headed(cluster: ClusterProfile, wishes: Wishes) -> Iterator[ClusterProfile]:
-    if not wishes.any_head and wishes.solver != "single":
+def _headed(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> Iterator[ClusterProfile]:
+    if wishes.solver == "single":
+        yield cluster if wishes.keeps_head else _best_alone(cluster, model, wishes)
+        return
+    if not wishes.any_head:
         yield cluster
         return
     for device in cluster.devices:
         yield cluster.with_head(device.device)
+
+
+def _best_alone(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> ClusterProfile:
+    """With the device as head that is best alone; looked at one by one, so that many take no time squared."""
+    goals = {}
+    for device in cluster.devices:
+        only = ClusterProfile(name=cluster.name, head=device.device, devices=(device,), links=())
+        if (ring := _with_head(only, model, wishes)) is not None:
+            goals[device.device] = ring.goal(wishes.objective)
+    return cluster.with_head(min(goals, key=goals.__getitem__)) if goals else cluster
 
 
 def _with_head(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingCost | None:

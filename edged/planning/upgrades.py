@@ -35,9 +35,10 @@ def upgrades(
 ) -> tuple[Upgrade, ...]:
     """The upgrades worth having, the best first.
 
-    With and without are compared as if all layers were the average one: that is many times quicker to solve.
+    For `overlap` with and without are compared as if all layers were the average one: that is many times
+    quicker to solve.
     """
-    if model.boundaries:
+    if model.boundaries and wishes.solver == "overlap":
         model = alike(model)
     try:
         now = solve_runnable(cluster, model, wishes).goal(wishes.objective)

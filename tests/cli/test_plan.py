@@ -70,6 +70,15 @@ def test_other_solvers_are_no_better(solver: str, capsys: pytest.CaptureFixture[
     assert theirs["solver"] == solver and theirs["tpot_ms"] >= ours * (1 - 1e-9)
 
 
+def test_the_single_device_is_the_best_one_unless_a_head_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["plan", "--cluster", "paper", "--model", "smollm2-135m", "--solver", "single", "--json"]
+    best = json.loads(run(capsys, *args)[1])
+    for name in ("D1", "D2", "D3"):
+        named = json.loads(run(capsys, *args, "--head", name)[1])
+        assert {hop["device"] for hop in named["ring"]} == {name}
+        assert named["tpot_ms"] >= best["tpot_ms"]
+
+
 def test_the_plot_is_a_picture_of_every_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "ring.svg"
     code, out, _ = run(capsys, *SMALL, "--solver", "even", "--plot", str(file), "--json")
