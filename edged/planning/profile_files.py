@@ -98,11 +98,15 @@ class _Table:
             raise _FieldError(f"{where or 'the file'} is not a table")
         self._table, self._where, self._asked = table, where, set[str]()
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, default: float | None = None, *, above_zero: bool = False) -> float:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _FieldError(f"{self._at(key)} is not a number")
-        if not -MOST <= value <= MOST:
+        if value < 0 or (above_zero and value == 0):
+            raise _FieldError(
+                f"{self._at(key)} is {value}, but must be {'more than' if above_zero else 'at least'} 0"
+            )
+        if not value <= MOST:
             raise _FieldError(f"{self._at(key)} is {value}, which is out of all bounds")
         return float(value)
 
@@ -170,7 +174,7 @@ def _device(device: str, raw: Mapping[str, object], where: str = "") -> DevicePr
             "name": table.text("name", device),
             "memory_budget": int(table.number("memory_gib") * GIB),
             "disk_free": int(table.number("disk_free_gb") * 1e9),
-            "threads": int(table.number("threads")),
+            "threads": int(table.number("threads", above_zero=True)),
             "bandwidth": slowest.decode,
             "flops": slowest.prefill,
             "system": table.text("system", ""),
@@ -192,8 +196,8 @@ def _processor(table: _Table) -> ProcessorProfile:
         found.append(
             TypeSpeed(
                 type=ANY_TYPE if key == "any" else key,
-                decode=speed.number("decode_gb_s") * 1e9,
-                prefill=speed.number("prefill_gflops") * 1e9,
+                decode=speed.number("decode_gb_s", above_zero=True) * 1e9,
+                prefill=speed.number("prefill_gflops", above_zero=True) * 1e9,
             )
         )
         speed.done()
@@ -203,7 +207,7 @@ def _processor(table: _Table) -> ProcessorProfile:
             "kind": table.text("kind"),
             "description": table.text("description", ""),
             "speeds": tuple(found),
-            "memory_bandwidth": table.number("memory_bandwidth_gb_s") * 1e9,
+            "memory_bandwidth": table.number("memory_bandwidth_gb_s", above_zero=True) * 1e9,
             "memory_budget": int(table.number("memory_gib", 0.0) * GIB),
             "shares_memory": table.flag("shares_memory"),
             "run_s": table.number("run_ms", 0.0) / 1e3,
@@ -224,12 +228,14 @@ def _cluster(path: Path, raw: Mapping[str, object]) -> ClusterProfile:
         ends = link.pair("between")
         if strange := [end for end in ends if end not in ids]:
             raise _FieldError(f"a link ends at {strange[0]}, which is no device of the cluster")
+        if ends[0] == ends[1]:
+            raise _FieldError(f"a link goes from {ends[0]} to {ends[0]} itself")
         links.append(
             LinkProfile(
                 source=ends[0],
                 target=ends[1],
                 latency=link.number("latency_ms") / 1e3,
-                bandwidth=link.number("mbit_s") * 1e6 / 8,
+                bandwidth=link.number("mbit_s", above_zero=True) * 1e6 / 8,
             )
         )
         link.done()
@@ -238,7 +244,7 @@ def _cluster(path: Path, raw: Mapping[str, object]) -> ClusterProfile:
     if network.has("latency_ms"):
         changes["unmeasured_latency"] = network.number("latency_ms") / 1e3
     if network.has("mbit_s"):
-        changes["unmeasured_bandwidth"] = network.number("mbit_s") * 1e6 / 8
+        changes["unmeasured_bandwidth"] = network.number("mbit_s", above_zero=True) * 1e6 / 8
     network.done()
     cluster = ClusterProfile.model_validate(
         {

@@ -139,7 +139,7 @@ def test_impossible_wishes_are_told_with_numbers(
         ("", "a device at least"),
         (
             '[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\nmemory_gib = -1',
-            "greater than or equal to 0",
+            "memory_gib is -1, but must be at least 0",
         ),
         ('[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\nmemory_gib = inf', "memory_gib is inf"),
         ('[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\nmemory_gib = nan', "memory_gib is nan"),

@@ -102,7 +102,9 @@ mbit_s = 800
         (DEVICE.replace("threads = 4", ""), "threads is missing"),
         (DEVICE.replace("threads = 4", 'threads = "4"'), "threads is not a number"),
         (DEVICE.replace("threads = 4", "threads = 4\nmemory_gb = 3"), "memory_gb is not known"),
-        (DEVICE.replace("decode_gb_s = 10", "decode_gb_s = 0"), "decode"),
+        (DEVICE.replace("decode_gb_s = 10", "decode_gb_s = 0"), "decode_gb_s is 0, but must be more than 0"),
+        (DEVICE.replace("threads = 4", "threads = 0"), "threads is 0, but must be more than 0"),
+        (DEVICE.replace("threads = 4", "threads = 4\ndisk_random_mb_s = -1"), "disk_random_mb_s is -1, but"),
         (DEVICE.replace('"cpu"', '"gpu"'), "the first processor is the CPU"),
     ],
 )
