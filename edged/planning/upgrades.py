@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 from edged.errors import PlanError
 from edged.planning.cost import RingCost
@@ -18,6 +19,7 @@ FAST_DISK = 3e9  # bytes per second: a common NVMe disk
 CABLE_LATENCY = 0.0004  # seconds through gRPC, TLS and a gigabit switch
 CABLE_BANDWIDTH = 117e6  # bytes per second: gigabit Ethernet's payload
 LEAST_GAIN = 0.01  # of the whole, below which nothing is worth mentioning
+MOST_IDEAS = 4  # looked at with every layer as it is
 MOST_DEVICES = 16  # of a cluster; above, only those are looked at that hold the ring up most
 
 
@@ -30,42 +32,53 @@ class Upgrade:
     saves_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Idea:
+    device: str
+    what: str
+    changed: ClusterProfile  # with it
+
+
 def upgrades(
     ring: RingCost, cluster: ClusterProfile, model: ModelProfile, wishes: Wishes
 ) -> tuple[Upgrade, ...]:
-    """The upgrades worth having, the best first.
-
-    For `overlap` with and without are compared as if all layers were the average one: that is many times
-    quicker to solve.
-    """
+    """The upgrades worth having, the best first. `ring`: what `wishes` give for `cluster` as it is."""
+    ideas = list(_ideas(ring, cluster))
     if model.boundaries and wishes.solver == "overlap":
-        model = alike(model)
-    try:
-        now = solve_runnable(cluster, model, wishes).goal(wishes.objective)
-    except PlanError:
-        return ()  # it fits by a hair only, where the average layer is a little too large
+        ideas = _promising(ideas, alike(model), wishes)
+    now = ring.goal(wishes.objective)
     found = []
-    for device, what, changed in _ideas(ring, cluster):
-        try:
-            then = solve_runnable(changed, model, wishes).goal(wishes.objective)
-        except PlanError:
-            continue  # more of something never hurts, but a given assignment may not profit
+    for idea in ideas:
+        then = _goal(idea, model, wishes)
         if now - then > LEAST_GAIN * now:
-            found.append(Upgrade(device=device, what=what, saves_ms=1e3 * (now - then)))
+            found.append(Upgrade(device=idea.device, what=idea.what, saves_ms=1e3 * (now - then)))
     return tuple(sorted(found, key=lambda upgrade: -upgrade.saves_ms))
 
 
-def _ideas(ring: RingCost, cluster: ClusterProfile) -> Iterator[tuple[str, str, ClusterProfile]]:
+def _promising(ideas: list[_Idea], model: ModelProfile, wishes: Wishes) -> list[_Idea]:
+    """The best few as if all layers were the average one: that is many times quicker to solve."""
+    goals = [(_goal(idea, model, wishes), i) for i, idea in enumerate(ideas)]
+    return [ideas[i] for goal, i in sorted(goals)[:MOST_IDEAS] if goal < inf]
+
+
+def _goal(idea: _Idea, model: ModelProfile, wishes: Wishes) -> float:
+    try:
+        return solve_runnable(idea.changed, model, wishes).goal(wishes.objective)
+    except PlanError:  # more of something never hurts, but a given assignment may not profit
+        return inf
+
+
+def _ideas(ring: RingCost, cluster: ClusterProfile) -> Iterator[_Idea]:
     streams = any(share.disk > 0 for share in ring.shares.values())
     for device in _worth_looking_at(ring, cluster):
         changes = {"memory_budget": device.memory_budget + MORE_MEMORY}
         more = device.model_copy(update=changes)
-        yield device.device, f"8 GB more in {device.name}", cluster.with_device(more)
+        yield _Idea(device.device, f"8 GB more in {device.name}", cluster.with_device(more))
         if device.disk_sequential < FAST_DISK / 2 and streams:
             faster = device.model_copy(update={"disk_sequential": FAST_DISK})
-            yield device.device, f"an NVMe disk in {device.name}", cluster.with_device(faster)
+            yield _Idea(device.device, f"an NVMe disk in {device.name}", cluster.with_device(faster))
         if (wired := _wired(cluster, device)) is not None:
-            yield device.device, f"a cable to {device.name}", wired
+            yield _Idea(device.device, f"a cable to {device.name}", wired)
 
 
 def _worth_looking_at(ring: RingCost, cluster: ClusterProfile) -> list[DeviceProfile]:
