@@ -54,15 +54,18 @@ def memory_budget(cap: int | None, held: int) -> int:
     """Bytes edged may hold in layers and caches: what is free now and what it holds already, within limits.
 
     It is the same before and after windows are loaded: what is kept free for others is a share of both. Of
-    `held` no more counts than this process has taken in fact. Swap counts for nothing: weights in it would
-    be read back for every token.
-    cap: the user's own limit (--memory), None for none.  held: bytes of windows loaded at this moment.
+    `held` no more counts than this process has taken in fact; what it has taken besides is not to come any
+    more. Swap counts for nothing: weights in it would be read back for every token.
+    cap: the user's own limit (--memory) of all that edged takes, None for none.
+    held: bytes of windows loaded at this moment.
     """
-    ours = min(held, own_memory()) if held else 0
-    budget = int((available_memory() + ours) * (1 - KEEP_FREE))
+    own = own_memory()
+    ours = min(held, own)
+    to_come = max(0, RUNTIME_BYTES - (own - ours))
+    budget = int((available_memory() + ours) * (1 - KEEP_FREE)) - to_come
     if cap is not None:
-        budget = min(budget, cap)
-    return max(0, budget - RUNTIME_BYTES)
+        budget = min(budget, cap - RUNTIME_BYTES)
+    return max(0, budget)
 
 
 def circumstances(threads: int, cap: int | None, home: Path) -> str:

@@ -194,8 +194,20 @@ def test_memory_respects_every_limit(
     available = SimpleNamespace(available=free, swap=64 * GIB)
     monkeypatch.setattr(local_device.psutil, "virtual_memory", lambda: available)
     monkeypatch.setattr(local_device, "tightest_limit", lambda: cgroup)
-    monkeypatch.setattr(local_device, "own_memory", lambda: 3 * GIB)
+    monkeypatch.setattr(local_device, "own_memory", lambda: held if held < 5 * GIB else 3 * GIB)
     assert memory_budget(cap, held) == pytest.approx(max(0, budget - RUNTIME_BYTES), abs=2)
+
+
+def test_what_the_daemon_has_taken_already_is_not_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    available = SimpleNamespace(available=10 * GIB)
+    monkeypatch.setattr(local_device.psutil, "virtual_memory", lambda: available)
+    monkeypatch.setattr(local_device, "tightest_limit", lambda: None)
+    for own, held, to_come in [(100, 0, 60), (300, 0, 0), (300, 200, 60), (300, 400, 160)]:
+        monkeypatch.setattr(local_device, "own_memory", lambda own=own: own * MIB)
+        ours = min(own, held) * MIB
+        budget = (10 * GIB + ours) * 9 // 10 - to_come * MIB
+        assert memory_budget(None, held * MIB) == pytest.approx(budget, abs=2)
+        assert memory_budget(4 * GIB, held * MIB) == 4 * GIB - RUNTIME_BYTES  # a cap is one of everything
 
 
 def test_what_windows_take_changes_no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
