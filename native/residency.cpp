@@ -28,7 +28,7 @@ Residency::Residency(ResidencyOptions options, int order, Placement placement,
       make_file_(std::move(make_file)) {}
 
 Residency::~Residency() {
-    options_.streamer->set_units(this, order_, {}, 0);
+    options_.streamer->set_units(this, order_, {}, 0, false);
     options_.streamer->spend(this, 0);
 }
 
@@ -213,7 +213,7 @@ void Residency::put_up(const std::set<int64_t>& wanted, uint64_t spare,
 
 void Residency::stream(const std::vector<int64_t>& layers, uint64_t spare) {
     const std::set<int64_t> wanted = checked(layers);
-    options_.streamer->set_units(this, order_, {}, 0);
+    options_.streamer->set_units(this, order_, {}, 0, false);
     try {
         put_up(wanted, spare, {});
     } catch (const WindowFailure&) {
@@ -244,7 +244,7 @@ ResidencyBytes Residency::bytes() const {
 // ---- learning the graph
 
 void Residency::begin_survey() {
-    steps_.clear();
+    survey_.clear();
     surveying_ = true;
 }
 
@@ -255,14 +255,8 @@ void Residency::end_survey() {
 
 void Residency::make_units() {
     unit_of_.clear();
-    stops_.clear();
-    std::vector<const ggml_tensor*> in_order;
-    std::unordered_map<const ggml_tensor*, int> uses;
-    for (const Step& step : steps_) {
-        for (const ggml_tensor* weight : step.weights) {
-            if (uses[weight]++ == 0) in_order.push_back(weight);
-        }
-    }
+    std::vector<const ggml_tensor*> in_order = survey_.weights();
+    const std::unordered_map<const ggml_tensor*, int> uses = survey_.uses();
     for (const Layer& layer : layers_) {  // a graph of another kind may need them
         for (const Weight* weight : layer.dense->weights()) {
             if (uses.count(weight->tensor) == 0) in_order.push_back(weight->tensor);
@@ -279,7 +273,7 @@ void Residency::make_units() {
             units.back()->layer = layer;
         }
         Unit& unit = *units.back();
-        unit.streamed.add(layer->image(), part);
+        unit.streamed.add(layer->image(), part, Streamer::chunk_bytes(slot_bytes_));
         unit.tensors.push_back(const_cast<ggml_tensor*>(weight));
         unit.places.push_back(unit.bytes);
         unit.bytes += bytes;
@@ -288,9 +282,14 @@ void Residency::make_units() {
     }
     std::vector<StreamUnit*> streamed;
     for (const auto& unit : units) streamed.push_back(&unit->streamed);
-    options_.streamer->set_units(this, order_, std::move(streamed), slot_bytes_);
+    stops_ = survey_.stops([this](const ggml_tensor* weight) { return group_of(weight); });
+    const auto unit_of = [this](const ggml_tensor* weight) -> const void* {
+        const auto unit = unit_of_.find(weight);
+        return unit != unit_of_.end() ? unit->second : nullptr;
+    };
+    const bool together = survey_.needs_several(unit_of, stops_);
+    options_.streamer->set_units(this, order_, std::move(streamed), slot_bytes_, together);
     units_ = std::move(units);
-    find_stops();
 }
 
 // What is read and dropped together with the weight; null for what is resident.
@@ -298,40 +297,6 @@ const void* Residency::group_of(const ggml_tensor* weight) const {
     if (const auto unit = unit_of_.find(weight); unit != unit_of_.end()) return unit->second;
     const auto experts = experts_of_.find(weight);
     return experts != experts_of_.end() && experts->second->in_cache() ? experts->second : nullptr;
-}
-
-// A stop before each unit's first use, so that what precedes is computed while it is read, and after its last
-// use, so that its slot is free at once. Stops go by the node's name, which must be the only one in the
-// graph.
-void Residency::find_stops() {
-    std::unordered_map<std::string, int> count;
-    for (const Step& step : steps_) ++count[step.name];
-    const auto fits = [&](size_t at) {
-        return !steps_[at].name.empty() && count[steps_[at].name] == 1 && steps_[at].splits_well;
-    };
-    const auto units_at = [&](size_t at) {
-        std::set<const void*> found;
-        for (const ggml_tensor* weight : steps_[at].weights) {
-            if (const void* group = group_of(weight); group != nullptr) found.insert(group);
-        }
-        return found;
-    };
-    std::set<const void*> seen;
-    std::unordered_map<const void*, size_t> last;
-    for (size_t i = 0; i < steps_.size(); ++i) {
-        for (const void* unit : units_at(i)) {
-            last[unit] = i;
-            if (!seen.insert(unit).second) continue;
-            size_t before = i;  // the nearest node in front that will do
-            while (before > 0 && !fits(before - 1) && units_at(before - 1).empty()) --before;
-            if (before > 0 && fits(before - 1)) stops_.insert(steps_[before - 1].name);
-        }
-    }
-    for (const auto& [unit, at] : last) {
-        size_t after = at;
-        while (after + 1 < steps_.size() && !fits(after) && units_at(after + 1).empty()) ++after;
-        if (fits(after)) stops_.insert(steps_[after].name);
-    }
 }
 
 // ---- during a run
@@ -358,7 +323,8 @@ bool Residency::on_ask(ggml_tensor* node) {
     }
     if (is_output) output_->take_out(node);
     if (surveying_) {
-        Step step{ggml_get_name(node), node->op != GGML_OP_RMS_NORM, {}};  // it is computed with the next one
+        // A norm is computed with the node after it.
+        GraphSurvey::Step step{ggml_get_name(node), node->op != GGML_OP_RMS_NORM, is_output, {}};
         for (const ggml_tensor* source : node->src) {
             if (source != nullptr && layer_of_.count(root_of(source)) > 0) {
                 step.weights.push_back(root_of(source));
@@ -367,7 +333,7 @@ bool Residency::on_ask(ggml_tensor* node) {
         if (is_output) {
             for (const Weight* slice : output_->slices()) step.weights.push_back(slice->tensor);
         }
-        steps_.push_back(std::move(step));
+        survey_.add(std::move(step));
         return !failure_.empty();
     }
     if (is_output) return true;

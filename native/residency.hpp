@@ -20,6 +20,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "graph_survey.hpp"
 #include "layer_experts.hpp"
 #include "layer_weights.hpp"
 #include "output_rows.hpp"
@@ -102,11 +103,6 @@ class Residency {
         std::unique_ptr<LayerExperts> experts;  // none where there are no experts
         LayerWeights& streamable() { return experts ? experts->weights() : *dense; }
     };
-    struct Step {  // of the surveyed graph
-        std::string name;
-        bool splits_well = true;
-        std::vector<const ggml_tensor*> weights;
-    };
 
     using Files = std::function<ComposedFile&()>;  // the model's, opened when they are needed
 
@@ -122,7 +118,6 @@ class Residency {
     void recover(LayerWeights& layer, const std::string& why);
     void let_go(bool all);
     void make_units();
-    void find_stops();
     void put_up(const std::set<int64_t>& wanted, uint64_t spare, const std::function<bool(float)>& report);
     std::set<int64_t> checked(const std::vector<int64_t>& layers) const;
 
@@ -142,7 +137,7 @@ class Residency {
     uint64_t slot_bytes_ = 0;
 
     bool surveying_ = false;
-    std::vector<Step> steps_;
+    GraphSurvey survey_;
     std::vector<std::unique_ptr<Unit>> units_;
     std::unordered_map<const ggml_tensor*, Unit*> unit_of_;
     std::unordered_set<std::string> stops_;

@@ -10,16 +10,20 @@ namespace edged {
 
 namespace {
 
-constexpr uint64_t kChunk = 4U << 20;  // bytes per read: large enough for any disk, small enough to share out
+constexpr uint64_t kLeastChunk = 1U << 20;  // bytes per read
+constexpr uint64_t kMostChunk = 4U << 20;
+constexpr uint64_t kChunks = 16;          // of the largest unit
+constexpr uint64_t kFewChunks = 4;        // even of a small one
+constexpr uint64_t kLeastAhead = 2;       // chunks
 constexpr uint64_t kLeastForExperts = 4;  // one part in so many of the read-ahead
 constexpr int kReaders = 2;               // so that a disk has its next order before it has filled the last
 
 }  // namespace
 
-void StreamUnit::add(const ImageFile& image, size_t part) {
+void StreamUnit::add(const ImageFile& image, size_t part, uint64_t chunk) {
     const uint64_t length = image.part(part).length;
-    for (uint64_t from = 0; from < length; from += kChunk) {
-        chunks_.push_back({pieces_.size(), from, std::min(kChunk, length - from)});
+    for (uint64_t from = 0; from < length; from += chunk) {
+        chunks_.push_back({pieces_.size(), from, std::min(chunk, length - from)});
     }
     pieces_.push_back({&image, part, bytes_});
     bytes_ += length;
@@ -28,6 +32,11 @@ void StreamUnit::add(const ImageFile& image, size_t part) {
 Streamer::Streamer(uint64_t read_ahead) : read_ahead_(read_ahead) { share_read_ahead(); }
 
 Streamer::~Streamer() { close(); }
+
+uint64_t Streamer::chunk_bytes(uint64_t slot_bytes) {
+    const uint64_t least = std::min(kLeastChunk, slot_bytes / kFewChunks);
+    return whole_pages(std::clamp(slot_bytes / kChunks, std::max<uint64_t>(least, 1), kMostChunk));
+}
 
 void Streamer::close() {
     {
@@ -40,10 +49,11 @@ void Streamer::close() {
     readers_.clear();
 }
 
-void Streamer::set_units(const void* owner, int order, std::vector<StreamUnit*> units, uint64_t slot_bytes) {
+void Streamer::set_units(const void* owner, int order, std::vector<StreamUnit*> units, uint64_t slot_bytes,
+                         bool together) {
     Lock lock(lock_);
     ++changing_;
-    news_.wait(lock, [&] { return loading_.empty(); });
+    wait_until_nothing_loads(lock);
     const StreamUnit* next = order_.empty() ? nullptr : order_[next_];
     for (Slot& slot : slots_) {
         if (slot.unit != nullptr && std::any_of(owners_.begin(), owners_.end(), [&](const Owner& known) {
@@ -64,10 +74,13 @@ void Streamer::set_units(const void* owner, int order, std::vector<StreamUnit*> 
     try {
         if (order_.empty()) {
             slots_.clear();
+            arena_ = Pages();
             slot_bytes_ = counts_.slots = 0;
+            together_ = false;
             share_read_ahead();
-        } else if (streams && slot_bytes > slot_bytes_) {
-            make_slots(slot_bytes, lock);
+        } else if (streams && (slot_bytes > slot_bytes_ || (together && !together_))) {
+            together_ |= together;
+            make_slots(std::max(slot_bytes, slot_bytes_), lock);
         }
         while (streams && readers_.size() < kReaders) readers_.emplace_back([this] { read_on(); });
     } catch (...) {
@@ -88,10 +101,20 @@ void Streamer::make_slots(uint64_t slot_bytes, Lock& lock) {
         if (slot.unit != nullptr) vacate(*slot.unit);
     }
     slots_.clear();
+    arena_ = Pages();
     slot_bytes_ = whole_pages(slot_bytes);
     const uint64_t n_slots = std::max<uint64_t>(2, read_ahead_ / slot_bytes_);
-    for (uint64_t i = 0; i < n_slots; ++i) slots_.push_back({Pages(slot_bytes_), nullptr, false});
-    counts_.slots = n_slots * slot_bytes_;
+    uint64_t total = n_slots * slot_bytes_;
+    if (n_slots == 2 && !together_) {
+        const uint64_t least = slot_bytes_ + kLeastAhead * chunk_bytes(slot_bytes_);
+        total = std::min(total, std::max(least, whole_pages(read_ahead_)));
+    }
+    arena_ = Pages(total);
+    for (uint64_t i = 0; i < n_slots; ++i) {
+        const uint64_t last = total - slot_bytes_;
+        slots_.push_back({std::min(i * slot_bytes_, last), i * slot_bytes_ > last, false, Pages(), nullptr});
+    }
+    counts_.slots = total;
     share_read_ahead();
 }
 
@@ -102,7 +125,7 @@ void Streamer::set_read_ahead(uint64_t bytes) {
     share_read_ahead();
     if (slot_bytes_ == 0) return;
     ++changing_;
-    news_.wait(lock, [&] { return loading_.empty(); });
+    wait_until_nothing_loads(lock);
     try {
         make_slots(slot_bytes_, lock);
     } catch (...) {
@@ -145,11 +168,12 @@ char* Streamer::hold(StreamUnit& unit, const std::atomic<bool>& cancelled) {
     Lock lock(lock_);
     if (unit.state_ != StreamUnit::State::ready) {
         const auto since = std::chrono::steady_clock::now();
-        unit.error_.clear();
+        if (unit.state_ == StreamUnit::State::absent) unit.error_.clear();
         wanted_.insert(&unit);
         work_.notify_all();
         news_.wait(lock, [&] {
-            return unit.state_ == StreamUnit::State::ready || !unit.error_.empty() || cancelled || closed_;
+            const bool failed = unit.state_ == StreamUnit::State::absent && !unit.error_.empty();
+            return unit.state_ == StreamUnit::State::ready || failed || cancelled || closed_;
         });
         wanted_.erase(&unit);
         const auto waited = std::chrono::steady_clock::now() - since;
@@ -165,7 +189,7 @@ char* Streamer::hold(StreamUnit& unit, const std::atomic<bool>& cancelled) {
     const auto place = std::find(order_.begin(), order_.end(), &unit);
     next_ = (static_cast<size_t>(place - order_.begin()) + 1) % order_.size();
     work_.notify_all();
-    return slots_[static_cast<size_t>(unit.slot_)].pages.data();
+    return place_of(unit);
 }
 
 void Streamer::release(StreamUnit& unit, bool done) {
@@ -192,9 +216,13 @@ StreamCounts Streamer::counts() const {
     return sum;
 }
 
+// Where the run that waits cannot get its unit otherwise, `unit` may be on its way, but not being read.
 void Streamer::vacate(StreamUnit& unit) {
     Slot& slot = slots_[static_cast<size_t>(unit.slot_)];
-    if (!unit.used_) counts_.wasted += unit.bytes_;
+    if (!unit.used_) {
+        for (size_t i = 0; i < unit.chunks_read_; ++i) counts_.wasted += chunk_of(unit, i).length;
+    }
+    std::erase(loading_, &unit);
     slot.unit = nullptr;
     if (slot.spare) {
         slot.pages.drop(0, slot.pages.size());
@@ -207,6 +235,7 @@ void Streamer::vacate(StreamUnit& unit) {
 void Streamer::take_slot(StreamUnit& unit, int slot) {
     slots_[static_cast<size_t>(slot)].unit = &unit;
     unit.slot_ = slot;
+    unit.turn_ = ++turns_;
     unit.state_ = StreamUnit::State::loading;
     unit.used_ = false;
     unit.chunks_taken_ = unit.chunks_read_ = 0;
@@ -228,6 +257,52 @@ size_t Streamer::distance(const StreamUnit& unit) const {
     return (at + order_.size() - next_) % order_.size();
 }
 
+// The chunk to be read as the `number`th: what a slot may share with another comes last.
+const StreamUnit::Chunk& Streamer::chunk_of(const StreamUnit& unit, size_t number) const {
+    const bool from_end = slots_[static_cast<size_t>(unit.slot_)].from_end;
+    return unit.chunks_[from_end ? unit.chunks_.size() - 1 - number : number];
+}
+
+// Of a unit whose slot is not a spare one.
+uint64_t Streamer::arena_place(const StreamUnit& unit) const {
+    const Slot& slot = slots_[static_cast<size_t>(unit.slot_)];
+    return slot.from_end ? slot.at + slot_bytes_ - unit.bytes_ : slot.at;
+}
+
+char* Streamer::place_of(const StreamUnit& unit) {
+    const Slot& slot = slots_[static_cast<size_t>(unit.slot_)];
+    return slot.spare ? slot.pages.data() : arena_.data() + arena_place(unit);
+}
+
+// The unit that lies where the next chunk would go; null where there is none. The older one of two stays.
+StreamUnit* Streamer::in_the_way(const StreamUnit& unit) const {
+    if (slots_[static_cast<size_t>(unit.slot_)].spare || !unit.error_.empty()) return nullptr;
+    const StreamUnit::Chunk& chunk = chunk_of(unit, unit.chunks_taken_);
+    const uint64_t from = arena_place(unit) + unit.pieces_[chunk.piece].place + chunk.from;
+    for (const Slot& slot : slots_) {
+        if (slot.unit == nullptr || slot.unit == &unit || slot.spare || slot.unit->turn_ > unit.turn_)
+            continue;
+        const uint64_t other = arena_place(*slot.unit);
+        if (from < other + slot.unit->bytes_ && other < from + chunk.length) return slot.unit;
+    }
+    return nullptr;
+}
+
+// Whether reading it has begun, and goes on only once another unit has gone.
+bool Streamer::stands_still(const StreamUnit& unit) const {
+    return unit.state_ == StreamUnit::State::loading && unit.chunks_taken_ == unit.chunks_read_ &&
+           unit.chunks_taken_ < unit.chunks_.size() && in_the_way(unit) != nullptr;
+}
+
+void Streamer::wait_until_nothing_loads(Lock& lock) {
+    news_.wait(lock, [&] {
+        for (const Slot& slot : slots_) {
+            if (slot.unit != nullptr && stands_still(*slot.unit)) vacate(*slot.unit);
+        }
+        return loading_.empty();
+    });
+}
+
 // For a unit that a run waits for: a free slot, else that of the unit needed last, else one beyond the
 // budget.
 int Streamer::slot_for_wanted() {
@@ -235,8 +310,8 @@ int Streamer::slot_for_wanted() {
     StreamUnit* last = nullptr;
     for (const Slot& slot : slots_) {
         StreamUnit* unit = slot.unit;
-        if (slot.spare || unit->state_ != StreamUnit::State::ready || unit->holders_ > 0) continue;
-        if (wanted_.count(unit) > 0) continue;
+        if (slot.spare || unit->holders_ > 0 || wanted_.count(unit) > 0) continue;
+        if (unit->state_ != StreamUnit::State::ready && !stands_still(*unit)) continue;
         if (last == nullptr || distance(*unit) > distance(*last)) last = unit;
     }
     if (last != nullptr) {
@@ -245,39 +320,64 @@ int Streamer::slot_for_wanted() {
         return slot;
     }
     if (!loading_.empty()) return -1;  // one of these will be ready soon, and can make room
+    return spare_slot();
+}
+
+int Streamer::spare_slot() {
     for (size_t i = 0; i < slots_.size(); ++i) {
-        if (slots_[i].unit != nullptr) continue;
+        if (!slots_[i].spare || slots_[i].unit != nullptr) continue;
         counts_.slots += slots_[i].pages.size();
         return static_cast<int>(i);
     }
-    slots_.push_back({Pages(slot_bytes_), nullptr, true});
+    slots_.push_back({0, false, true, Pages(slot_bytes_), nullptr});
     counts_.slots += slot_bytes_;
     return static_cast<int>(slots_.size() - 1);
 }
 
-StreamUnit* Streamer::next_to_read() {
-    for (StreamUnit* unit : loading_) {
-        if (unit->chunks_taken_ < unit->chunks_.size()) return unit;
+// What a run waits for gets a slot that it need not share. Throws WindowFailure where there is no memory for
+// one more.
+void Streamer::clear_the_way(StreamUnit& unit) {
+    if (unit.state_ == StreamUnit::State::absent && unit.error_.empty()) {
+        const int slot = slot_for_wanted();
+        if (slot < 0) return;
+        take_slot(unit, slot);
     }
+    if (!stands_still(unit)) return;
+    StreamUnit* const other = in_the_way(unit);
+    if (other->state_ != StreamUnit::State::ready) return;
+    if (other->holders_ == 0 && wanted_.count(other) == 0) {
+        vacate(*other);
+    } else if (other->holders_ > 0) {  // perhaps by the same run
+        const int slot = spare_slot();
+        vacate(unit);
+        take_slot(unit, slot);
+    }
+}
+
+StreamUnit* Streamer::next_to_read() {
+    const auto readable = [&]() -> StreamUnit* {
+        for (StreamUnit* unit : loading_) {
+            if (unit->chunks_taken_ < unit->chunks_.size() && in_the_way(*unit) == nullptr) return unit;
+        }
+        return nullptr;
+    };
+    if (StreamUnit* unit = readable(); unit != nullptr) return unit;
     if (changing_ > 0) return nullptr;
     for (StreamUnit* unit : wanted_) {
-        if (unit->state_ != StreamUnit::State::absent || !unit->error_.empty()) continue;
         try {
-            const int slot = slot_for_wanted();
-            if (slot < 0) continue;
-            take_slot(*unit, slot);
-            return unit;
-        } catch (const WindowFailure& failure) {  // no memory for one more slot
+            clear_the_way(*unit);
+        } catch (const WindowFailure& failure) {
             unit->error_ = failure.what();
             news_.notify_all();
         }
+        if (StreamUnit* found = readable(); found != nullptr) return found;
     }
     const int slot = free_slot();
     for (size_t i = 0; slot >= 0 && i < order_.size(); ++i) {
         StreamUnit* unit = order_[(next_ + i) % order_.size()];
         if (unit->state_ != StreamUnit::State::absent || !unit->error_.empty()) continue;
         take_slot(*unit, slot);
-        return unit;
+        return in_the_way(*unit) == nullptr ? unit : nullptr;
     }
     return nullptr;
 }
@@ -296,9 +396,9 @@ void Streamer::read_on() {
 }
 
 void Streamer::read_chunk(StreamUnit& unit, size_t number, Lock& lock) {
-    const StreamUnit::Chunk chunk = unit.chunks_[number];
+    const StreamUnit::Chunk chunk = chunk_of(unit, number);
     const StreamUnit::Piece piece = unit.pieces_[chunk.piece];
-    char* const slot = slots_[static_cast<size_t>(unit.slot_)].pages.data();
+    char* const slot = place_of(unit);
     const bool skip = !unit.error_.empty();
     lock.unlock();
     std::string error;
@@ -310,7 +410,10 @@ void Streamer::read_chunk(StreamUnit& unit, size_t number, Lock& lock) {
     lock.lock();
     if (error.empty() && !skip) counts_.read += chunk.length;
     if (unit.error_.empty()) unit.error_ = error;
-    if (++unit.chunks_read_ < unit.chunks_.size()) return;
+    if (++unit.chunks_read_ < unit.chunks_.size()) {
+        if (changing_ > 0) news_.notify_all();
+        return;
+    }
     if (unit.error_.empty() && !unit.checked_) {
         lock.unlock();
         try {

@@ -5,6 +5,10 @@
 // tensors of one layer) takes a slot from when its reading begins until its last use in a run; then the slot
 // is free for the unit that is needed next. So the order of reading follows the order of use, across windows
 // and across tokens, and memory is bounded whatever the disk and the processor do.
+//
+// Two slots may overlap: what is read ahead then waits with the part that lies where the unit before it
+// still is. Disks are so much slower than memory that this costs a token next to nothing, and what the
+// overlap saves keeps a tensor in memory that need not be read at all.
 #pragma once
 
 #include <atomic>
@@ -30,9 +34,10 @@ class StreamUnit {
     struct Piece {
         const ImageFile* image = nullptr;
         size_t part = 0;
-        uint64_t place = 0;  // within the slot
+        uint64_t place = 0;  // within the unit
     };
-    void add(const ImageFile& image, size_t part);
+    // The part is read in pieces of `chunk` bytes: see `Streamer::chunk_bytes`.
+    void add(const ImageFile& image, size_t part, uint64_t chunk);
 
     uint64_t bytes() const { return bytes_; }
     const std::vector<Piece>& pieces() const { return pieces_; }
@@ -51,6 +56,7 @@ class StreamUnit {
     uint64_t bytes_ = 0;
     State state_ = State::absent;
     int slot_ = -1;
+    uint64_t turn_ = 0;  // when it took the slot
     int holders_ = 0;
     bool used_ = false;     // since it was read
     bool checked_ = false;  // once, against the image's checksums
@@ -69,15 +75,19 @@ struct StreamCounts {
 
 class Streamer {
   public:
-    // `read_ahead`: bytes that all slots together may take; there are two slots at least.
+    // `read_ahead`: bytes that all slots together may take; there are two slots at least, which may overlap.
     explicit Streamer(uint64_t read_ahead);
     ~Streamer();
     Streamer(const Streamer&) = delete;
     Streamer& operator=(const Streamer&) = delete;
 
+    // For tensors of at most `slot_bytes`: large enough for any disk, small enough to share out.
+    static uint64_t chunk_bytes(uint64_t slot_bytes);
     // The units of `owner` from now on, in order of use; owners take their turns by `order`. No unit may be
-    // larger than `slot_bytes`. Waits for reads under way. Throws WindowFailure.
-    void set_units(const void* owner, int order, std::vector<StreamUnit*> units, uint64_t slot_bytes);
+    // larger than `slot_bytes`. `together`: runs hold several at once, so that slots may not overlap. Waits
+    // for reads under way. Throws WindowFailure.
+    void set_units(const void* owner, int order, std::vector<StreamUnit*> units, uint64_t slot_bytes,
+                   bool together);
     // Changes the read-ahead; waits for runs in progress.
     void set_read_ahead(uint64_t bytes);
     // The experts of all windows, which share the read-ahead with the slots.
@@ -101,9 +111,11 @@ class Streamer {
   private:
     using Lock = std::unique_lock<std::mutex>;
     struct Slot {
-        Pages pages;
+        uint64_t at = 0;        // in `arena_`
+        bool from_end = false;  // its units end where it ends, and are read from there
+        bool spare = false;     // beyond the budget, for a run that needs more at once than fits
+        Pages pages;            // of a spare slot, which is not in the arena
         StreamUnit* unit = nullptr;
-        bool spare = false;  // beyond the budget, for a run that needs more at once than fits
     };
     struct Owner {
         const void* who = nullptr;
@@ -113,10 +125,18 @@ class Streamer {
 
     void read_on();
     StreamUnit* next_to_read();
+    void clear_the_way(StreamUnit& unit);
     void take_slot(StreamUnit& unit, int slot);
     int free_slot() const;
     int slot_for_wanted();
+    int spare_slot();
     void vacate(StreamUnit& unit);
+    const StreamUnit::Chunk& chunk_of(const StreamUnit& unit, size_t number) const;
+    uint64_t arena_place(const StreamUnit& unit) const;
+    char* place_of(const StreamUnit& unit);
+    StreamUnit* in_the_way(const StreamUnit& unit) const;
+    bool stands_still(const StreamUnit& unit) const;
+    void wait_until_nothing_loads(Lock& lock);
     void read_chunk(StreamUnit& unit, size_t chunk, Lock& lock);
     void share_read_ahead();
     void make_slots(uint64_t slot_bytes, Lock& lock);
@@ -131,8 +151,11 @@ class Streamer {
     size_t next_ = 0;  // in order_: the unit expected to be used next
     std::set<StreamUnit*> wanted_;
     std::vector<StreamUnit*> loading_;
+    Pages arena_;
     std::vector<Slot> slots_;
     uint64_t slot_bytes_ = 0;
+    bool together_ = false;
+    uint64_t turns_ = 0;
     int changing_ = 0;  // nothing new is read while units change
     bool closed_ = false;
     StreamCounts counts_;

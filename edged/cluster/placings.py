@@ -1,7 +1,7 @@
 """Where a plan wants the layers of a device's windows: on the GPU, in memory, or streamed from disk.
 
-A plan counts in whole layers. Here its bytes are put to better use: the read-ahead gets two tensors, one to
-compute with while the other comes, and tensors of the streamed layers stay in what the plan has for it beyond
+A plan counts in whole layers. Here its bytes are put to better use: the read-ahead gets a tensor to compute
+with and a part of the next one, and tensors of the streamed layers stay in what the plan has for it beyond
 that and in what the plan leaves of the device's memory.
 """
 
@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 from edged.backend.residency import Placing
 from edged.planning.plan import Hop, Plan
-from edged.planning.streamed import SLOTS, spread
+from edged.planning.streamed import spread
 from edged.store.manifest import Manifest
 from edged.store.model_profile import model_profile
 
 PAGE = 4096  # bytes: what is read begins and ends on one
-LEAST_AHEAD = 4  # a layer by so much is read ahead in any case
+# What comes while a tensor is computed with: memory for it is memory that keeps nothing. So it is one part in
+# so many of what is read for a token at most, as far as it is more than one part in so many of a tensor.
+AHEAD_OF_STREAMED = 32
+AHEAD_OF_TENSOR = 8
 
 
 def placings_of(plan: Plan, device: str, manifest: Manifest) -> dict[int, Placing]:
@@ -58,8 +61,9 @@ def _buffers(plan: Plan, device: str, hops: Sequence[Hop], manifest: Manifest) -
     if any("_exps." in tensor.name for tensor in tensors):
         return planned, 0  # experts share the buffer, as a cache
     largest = max(-(-tensor.nbytes // PAGE) * PAGE for tensor in tensors)
-    quarter = max(part.weight_bytes for part in parts) // LEAST_AHEAD
-    read_ahead = min(planned, max(SLOTS * largest, quarter))
+    streamed = sum(_streamed_bytes(hop, manifest) for hop in streaming)
+    ahead = max(largest // AHEAD_OF_TENSOR, min(largest, streamed // AHEAD_OF_STREAMED))
+    read_ahead = min(planned, largest + ahead)
     return read_ahead, max(0, planned - read_ahead + _left(plan, device) + _fewer(hops, manifest))
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from edged.backend.native import load_window
+from edged.backend.native import NativeWindow, load_window
+from edged.backend.window import Batch, KvOp
 from edged.errors import WindowError
 from edged.planning.streamed import spread
 from edged.store.catalogue import Catalogue
@@ -131,12 +134,46 @@ def test_the_slots_keep_to_the_read_ahead(make_bench: MakeBench) -> None:
     assert bench.streamer.counts.slots <= 700_000
 
 
-def test_two_slots_are_enough(make_bench: MakeBench) -> None:
-    bench = make_bench(read_ahead=0)
+LARGEST = SHAPE.n_embd * SHAPE.n_ff * 2  # bytes: a matrix of the feed-forward part in f16
+
+
+@pytest.mark.parametrize("read_ahead", [0, LARGEST * 7 // 4, 2 * LARGEST, 4 * LARGEST])
+def test_one_tensor_and_the_beginning_of_the_next_are_enough(read_ahead: int, make_bench: MakeBench) -> None:
+    bench = make_bench(read_ahead=read_ahead)
     bench.load(CUTS, range(6))
     bench.check()
-    largest = SHAPE.n_embd * SHAPE.n_ff * 2  # a matrix of the feed-forward part in f16
-    assert bench.streamer.counts.slots == 2 * largest
+    bench.check(seq=1)
+    assert bench.streamer.counts.slots == max(LARGEST * 3 // 2, read_ahead)
+    assert bench.streamer.counts.wasted == 0
+
+
+@pytest.mark.parametrize("read_ahead", [0, 2 * LARGEST])
+def test_windows_may_run_at_once(read_ahead: int, make_bench: MakeBench) -> None:
+    """More is held then than slots have room for, for as long as it lasts."""
+    bench = make_bench(read_ahead=read_ahead)
+    bench.load(CUTS, range(6))
+    first, last = bench.windows
+    batch = Batch(
+        seq_ids=np.zeros(1, np.int32), positions=np.zeros(1, np.int32), outputs=np.ones(1, np.bool_)
+    )
+    between = first.run(batch, bench.tokens[:1])
+    expected = last.run_last(batch, between)
+    slots = bench.streamer.counts.slots
+
+    def again(run: Callable[[], npt.NDArray[np.float32]], window: NativeWindow) -> bool:
+        same = True
+        for _ in range(40):
+            window.apply(KvOp("clear"))
+            same &= np.array_equal(run(), between if window is first else expected)
+        return same
+
+    with ThreadPoolExecutor(2) as threads:
+        runs = [
+            threads.submit(again, lambda: first.run(batch, bench.tokens[:1]), first),
+            threads.submit(again, lambda: last.run_last(batch, between), last),
+        ]
+        assert all(run.result(timeout=60) for run in runs)
+    assert bench.streamer.counts.slots == slots
 
 
 def test_layers_change_places_while_the_window_runs(make_bench: MakeBench) -> None:

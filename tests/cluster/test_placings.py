@@ -40,8 +40,8 @@ def test_a_device_gets_its_windows_layers_and_one_read_ahead(tmp_path: Path) -> 
     assert mine[0].keys == tuple(layer.sha256 for layer in layers[:3])
     assert mine[2].streamed == (0,)
     largest = max(whole_pages(tensor.nbytes) for tensor in layers[0].tensors)
-    quarter = layers[0].weight_bytes // 4
-    assert {one.read_ahead for one in mine.values()} == {max(2 * largest, quarter)}
+    streamed = 3 * layers[0].weight_bytes
+    assert {one.read_ahead for one in mine.values()} == {largest + max(largest // 8, streamed // 32)}
     spare = 2 * layers[0].weight_bytes - mine[0].read_ahead  # what the plan has for reading ahead, less that
     assert [mine[0].spare, mine[2].spare] == [spare * 2 // 3, spare // 3]  # by streamed layers
     other = placings_of(plan, "a", manifest)[1]
@@ -110,7 +110,7 @@ def test_a_streamed_output_matrix_has_slots_and_may_stay_in_what_is_left(tmp_pat
     assert placing.streams
     largest = max(whole_pages(tensor.nbytes) for tensor in manifest.layer(0).tensors)
     slots = model_profile(manifest).output_slots
-    assert placing.read_ahead == min(slots, 2 * largest)
+    assert largest < placing.read_ahead < min(slots, 2 * largest)
     assert placing.read_ahead + placing.spare == slots + 10_000
 
 
