@@ -36,6 +36,7 @@ class Measurement:
     read_per_token: float = 0.0  # bytes from disk, all nodes, as the kernel counts them
     node_read_per_token: tuple[float, ...] = ()
     node_least_per_token: tuple[float, ...] = ()  # weights of its share less what its budget can hold
+    largest_tensor: int = 0  # bytes; has to be in memory while it is computed with
     faults_per_token: float = 0.0  # page faults that waited for the disk
     node_peak: tuple[int, ...] = ()  # of the cgroup, page cache included
     node_anonymous: tuple[int, ...] = ()
@@ -59,8 +60,16 @@ class Measurement:
     @property
     def worst_excess(self) -> float:
         """Of the nodes, the greatest ratio of bytes read to the least possible; 0 where nothing must be."""
+        return self._excess(0)
+
+    @property
+    def worst_excess_in_use(self) -> float:
+        """The same if the budget also has to hold the tensor that is just being computed with."""
+        return self._excess(self.largest_tensor)
+
+    def _excess(self, in_use: int) -> float:
         pairs = zip(self.node_read_per_token, self.node_least_per_token, strict=True)
-        return max((read / least for read, least in pairs if least > 0), default=0.0)
+        return max((read / (least + in_use) for read, least in pairs if least > 0), default=0.0)
 
 
 def append(path: Path, measurement: Measurement) -> None:

@@ -66,6 +66,7 @@ def measure_edged(task: Task, case: Case) -> Measurement:
                 node_least_per_token=tuple(
                     least_per_token(task.profile, cluster.plan, node, budgets[node]) for node in ids
                 ),
+                largest_tensor=max(layer.largest_tensor for layer in task.profile.known_layers),
                 node_peak=tuple(group.peak for group in groups),
                 node_anonymous=tuple(group.anonymous for group in groups),
                 node_locked=tuple(group.locked for group in groups),

@@ -14,8 +14,8 @@ from benchmarks.svg_plot import COLOURS, Panel, Series, line_plot
 
 HEADER = (
     "model", "system", "nodes", "fits %", "MiB each", "link", "disk", "rounds", "s/token",
-    "against llama.cpp", "MB/token", "least", "of least", "peak of limit", "locked MiB", "faults/token",
-    "plan",
+    "against llama.cpp", "MB/token", "least", "of least", "of least, one in use", "peak of limit",
+    "locked MiB", "faults/token", "plan",
 )  # fmt: skip
 
 SHARE = "percent of the model that fits into all nodes together"
@@ -70,6 +70,7 @@ def _row(each: Measurement, baseline: Measurement | None) -> tuple[str, ...]:
         f"{each.read_per_token / 1e6:.0f}",
         f"{each.least_per_token / 1e6:.0f}",
         f"{each.worst_excess:.2f}" if each.worst_excess else "",
+        f"{each.worst_excess_in_use:.2f}" if each.worst_excess and each.largest_tensor else "",
         f"{max(each.node_peak, default=0) / case.limit:.3f}",
         f"{sum(each.node_locked) / 2**20:.0f}",
         f"{each.faults_per_token:.0f}",
