@@ -10,13 +10,12 @@ namespace edged {
 
 namespace {
 
-constexpr uint64_t kLeastChunk = 1U << 20;  // bytes per read
-constexpr uint64_t kMostChunk = 4U << 20;
-constexpr uint64_t kChunks = 16;          // of the largest unit
-constexpr uint64_t kFewChunks = 4;        // even of a small one
-constexpr uint64_t kLeastAhead = 2;       // chunks
-constexpr uint64_t kLeastForExperts = 4;  // one part in so many of the read-ahead
-constexpr int kReaders = 2;               // so that a disk has its next order before it has filled the last
+constexpr uint64_t kMostRead = 4U << 20;   // bytes: large enough for any disk, small enough to share out
+constexpr uint64_t kMostChunk = 1U << 20;  // by so much a unit may come nearer to the one in its way
+constexpr uint64_t kChunks = 4;            // of the largest unit, at least
+constexpr uint64_t kLeastAhead = 2;        // chunks
+constexpr uint64_t kLeastForExperts = 4;   // one part in so many of the read-ahead
+constexpr int kReaders = 2;                // so that a disk has its next order before it has filled the last
 
 }  // namespace
 
@@ -34,8 +33,7 @@ Streamer::Streamer(uint64_t read_ahead) : read_ahead_(read_ahead) { share_read_a
 Streamer::~Streamer() { close(); }
 
 uint64_t Streamer::chunk_bytes(uint64_t slot_bytes) {
-    const uint64_t least = std::min(kLeastChunk, slot_bytes / kFewChunks);
-    return whole_pages(std::clamp(slot_bytes / kChunks, std::max<uint64_t>(least, 1), kMostChunk));
+    return std::clamp(whole_pages(slot_bytes / kChunks), kPage, kMostChunk);
 }
 
 void Streamer::close() {
@@ -274,10 +272,10 @@ char* Streamer::place_of(const StreamUnit& unit) {
     return slot.spare ? slot.pages.data() : arena_.data() + arena_place(unit);
 }
 
-// The unit that lies where the next chunk would go; null where there is none. The older one of two stays.
-StreamUnit* Streamer::in_the_way(const StreamUnit& unit) const {
+// The unit that lies where the chunk would go; null where there is none. The older one of two stays.
+StreamUnit* Streamer::in_the_way(const StreamUnit& unit, size_t number) const {
     if (slots_[static_cast<size_t>(unit.slot_)].spare || !unit.error_.empty()) return nullptr;
-    const StreamUnit::Chunk& chunk = chunk_of(unit, unit.chunks_taken_);
+    const StreamUnit::Chunk& chunk = chunk_of(unit, number);
     const uint64_t from = arena_place(unit) + unit.pieces_[chunk.piece].place + chunk.from;
     for (const Slot& slot : slots_) {
         if (slot.unit == nullptr || slot.unit == &unit || slot.spare || slot.unit->turn_ > unit.turn_)
@@ -291,7 +289,7 @@ StreamUnit* Streamer::in_the_way(const StreamUnit& unit) const {
 // Whether reading it has begun, and goes on only once another unit has gone.
 bool Streamer::stands_still(const StreamUnit& unit) const {
     return unit.state_ == StreamUnit::State::loading && unit.chunks_taken_ == unit.chunks_read_ &&
-           unit.chunks_taken_ < unit.chunks_.size() && in_the_way(unit) != nullptr;
+           unit.chunks_taken_ < unit.chunks_.size() && in_the_way(unit, unit.chunks_taken_) != nullptr;
 }
 
 void Streamer::wait_until_nothing_loads(Lock& lock) {
@@ -343,7 +341,7 @@ void Streamer::clear_the_way(StreamUnit& unit) {
         take_slot(unit, slot);
     }
     if (!stands_still(unit)) return;
-    StreamUnit* const other = in_the_way(unit);
+    StreamUnit* const other = in_the_way(unit, unit.chunks_taken_);
     if (other->state_ != StreamUnit::State::ready) return;
     if (other->holders_ == 0 && wanted_.count(other) == 0) {
         vacate(*other);
@@ -357,7 +355,8 @@ void Streamer::clear_the_way(StreamUnit& unit) {
 StreamUnit* Streamer::next_to_read() {
     const auto readable = [&]() -> StreamUnit* {
         for (StreamUnit* unit : loading_) {
-            if (unit->chunks_taken_ < unit->chunks_.size() && in_the_way(*unit) == nullptr) return unit;
+            const size_t next = unit->chunks_taken_;
+            if (next < unit->chunks_.size() && in_the_way(*unit, next) == nullptr) return unit;
         }
         return nullptr;
     };
@@ -377,7 +376,7 @@ StreamUnit* Streamer::next_to_read() {
         StreamUnit* unit = order_[(next_ + i) % order_.size()];
         if (unit->state_ != StreamUnit::State::absent || !unit->error_.empty()) continue;
         take_slot(*unit, slot);
-        return in_the_way(*unit) == nullptr ? unit : nullptr;
+        return in_the_way(*unit, 0) == nullptr ? unit : nullptr;
     }
     return nullptr;
 }
@@ -391,26 +390,37 @@ void Streamer::read_on() {
             work_.wait(lock);
             continue;
         }
-        read_chunk(*unit, unit->chunks_taken_++, lock);
+        read_some(*unit, lock);
     }
 }
 
-void Streamer::read_chunk(StreamUnit& unit, size_t number, Lock& lock) {
-    const StreamUnit::Chunk chunk = chunk_of(unit, number);
-    const StreamUnit::Piece piece = unit.pieces_[chunk.piece];
+// From the next chunk on, as far as one read may go.
+void Streamer::read_some(StreamUnit& unit, Lock& lock) {
+    const size_t first = unit.chunks_taken_++;
+    StreamUnit::Chunk range = chunk_of(unit, first);
+    size_t count = 1;
+    for (; first + count < unit.chunks_.size(); ++count, ++unit.chunks_taken_) {
+        const StreamUnit::Chunk& more = chunk_of(unit, first + count);
+        const bool too_long = range.length + more.length > kMostRead;
+        if (more.piece != range.piece || too_long || in_the_way(unit, first + count) != nullptr) break;
+        range.from = std::min(range.from, more.from);
+        range.length += more.length;
+    }
+    const StreamUnit::Piece piece = unit.pieces_[range.piece];
     char* const slot = place_of(unit);
     const bool skip = !unit.error_.empty();
     lock.unlock();
     std::string error;
     try {
-        if (!skip) piece.image->read(piece.part, chunk.from, slot + piece.place + chunk.from, chunk.length);
+        if (!skip) piece.image->read(piece.part, range.from, slot + piece.place + range.from, range.length);
     } catch (const WindowFailure& failure) {
         error = failure.what();
     }
     lock.lock();
-    if (error.empty() && !skip) counts_.read += chunk.length;
+    if (error.empty() && !skip) counts_.read += range.length;
     if (unit.error_.empty()) unit.error_ = error;
-    if (++unit.chunks_read_ < unit.chunks_.size()) {
+    unit.chunks_read_ += count;
+    if (unit.chunks_read_ < unit.chunks_.size()) {
         if (changing_ > 0) news_.notify_all();
         return;
     }

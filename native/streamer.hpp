@@ -81,7 +81,7 @@ class Streamer {
     Streamer(const Streamer&) = delete;
     Streamer& operator=(const Streamer&) = delete;
 
-    // For tensors of at most `slot_bytes`: large enough for any disk, small enough to share out.
+    // For tensors of at most `slot_bytes`. Several chunks are read at once where nothing is in the way.
     static uint64_t chunk_bytes(uint64_t slot_bytes);
     // The units of `owner` from now on, in order of use; owners take their turns by `order`. No unit may be
     // larger than `slot_bytes`. `together`: runs hold several at once, so that slots may not overlap. Waits
@@ -134,10 +134,10 @@ class Streamer {
     const StreamUnit::Chunk& chunk_of(const StreamUnit& unit, size_t number) const;
     uint64_t arena_place(const StreamUnit& unit) const;
     char* place_of(const StreamUnit& unit);
-    StreamUnit* in_the_way(const StreamUnit& unit) const;
+    StreamUnit* in_the_way(const StreamUnit& unit, size_t number) const;
     bool stands_still(const StreamUnit& unit) const;
     void wait_until_nothing_loads(Lock& lock);
-    void read_chunk(StreamUnit& unit, size_t chunk, Lock& lock);
+    void read_some(StreamUnit& unit, Lock& lock);
     void share_read_ahead();
     void make_slots(uint64_t slot_bytes, Lock& lock);
     size_t distance(const StreamUnit& unit) const;
