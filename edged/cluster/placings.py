@@ -61,10 +61,12 @@ def _buffers(plan: Plan, device: str, hops: Sequence[Hop], manifest: Manifest) -
     if any("_exps." in tensor.name for tensor in tensors):
         return planned, 0  # experts share the buffer, as a cache
     largest = max(-(-tensor.nbytes // PAGE) * PAGE for tensor in tensors)
-    streamed = sum(_streamed_bytes(hop, manifest) for hop in streaming)
-    ahead = max(largest // AHEAD_OF_TENSOR, min(largest, streamed // AHEAD_OF_STREAMED))
+    room = planned + _left(plan, device) + _fewer(hops, manifest)
+    least = largest + largest // AHEAD_OF_TENSOR
+    read = sum(_streamed_bytes(hop, manifest) for hop in streaming) - max(0, room - least)
+    ahead = max(largest // AHEAD_OF_TENSOR, min(largest, read // AHEAD_OF_STREAMED))
     read_ahead = min(planned, largest + ahead)
-    return read_ahead, max(0, planned - read_ahead + _left(plan, device) + _fewer(hops, manifest))
+    return read_ahead, max(0, room - read_ahead)
 
 
 def _left(plan: Plan, device: str) -> int:
