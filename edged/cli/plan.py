@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,7 @@ from edged.cli.options import current_settings, home_option, setting_option
 if TYPE_CHECKING:
     from edged.planning.cost import RingCost
     from edged.planning.model_profile import ModelProfile
-    from edged.planning.plan import Objective
+    from edged.planning.plan import ContextOptions, Objective
     from edged.planning.profile import ClusterProfile
     from edged.planning.solve import SolverName, Wishes
     from edged.rpc.messages import StatusAnswer
@@ -81,6 +82,8 @@ def command(
     objective = objective or (now.objective if now is not None else "latency")
     if head not in (None, "any"):
         devices = devices.with_head(_head(devices, str(head)))
+    running = now.context if now is not None and now.model == model.model else None
+    settings = _as_running(settings, flags, running)
     wishes = _wishes(settings, model, solver, objective, prompt, depth)
     wishes = replace(wishes, any_head=head == "any", keeps_head=head not in (None, "any"))
     ring = solve_runnable(devices, model, wishes)
@@ -167,6 +170,19 @@ def _head(cluster: ClusterProfile, wanted: str) -> str:
             return device.device
     known = ", ".join(device.name for device in cluster.devices)
     raise SettingsError(f"the cluster has no device {wanted}; it has {known}")
+
+
+def _as_running(settings: Settings, flags: Mapping[str, Any], running: ContextOptions | None) -> Settings:
+    """With the running ring's context, where the command line says nothing else."""
+    if running is None:
+        return settings
+    known: dict[str, Any] = {
+        "ctx": running.n_ctx,
+        "parallel": running.n_seq_max,
+        "kv_type": running.kv_type,
+        "wire_type": running.wire_type,
+    }
+    return replace(settings, **{key: one for key, one in known.items() if flags.get(key) is None})
 
 
 def _wishes(

@@ -254,6 +254,8 @@ class RingCost:
     @cached_property
     def stage(self) -> float:
         """Seconds per token of all streams together, where there are enough of them."""
+        if not self.links:  # a device alone has nobody to send to
+            return self.token
         return max(*(share.stage for share in self.shares.values()), self.problem.slowest_link(self.links, 1))
 
     @property

@@ -85,6 +85,9 @@ class Assignment:
     seconds: float  # Halda's own expectation
 
 
+_Known = dict[tuple[tuple[_Device, ...], tuple[Set, ...]], list[Assignment]]
+
+
 def best_ring(problem: Problem, objective: Objective) -> RingCost | None:
     """Halda's assignment as a ring of edged; None where the programme has no solution that fits."""
     for assignment in assignments(problem):  # by its own estimate, the first that the true figures admit
@@ -96,17 +99,18 @@ def best_ring(problem: Problem, objective: Objective) -> RingCost | None:
 
 def assignments(problem: Problem) -> list[Assignment]:
     """The assignments for the sets that were settled on, one for every number of rounds, the best first."""
+    known: _Known = {}
     return min(
-        (_from(problem, start) for start in Start),
+        (_from(problem, start, known) for start in Start),
         key=lambda found: found[0].seconds if found else inf,
     )
 
 
-def _from(problem: Problem, start: Start) -> list[Assignment]:
+def _from(problem: Problem, start: Start, known: _Known) -> list[Assignment]:
     names = [problem.head, *(name for name in problem.devices if name != problem.head)]
     while True:
         devices = [_device(problem, name, names) for name in names]
-        found = _settled(devices, problem.model.n_layers, start)
+        found = _settled(devices, problem.model.n_layers, start, known)
         if not found:
             return []
         windows = zip(names[1:], found[0].windows[1:], strict=True)
@@ -115,7 +119,7 @@ def _from(problem: Problem, start: Start) -> list[Assignment]:
         names = [name for name in names if name not in weak]
 
 
-def _settled(devices: Sequence[_Device], n_layers: int, start: Start) -> list[Assignment]:
+def _settled(devices: Sequence[_Device], n_layers: int, start: Start, known: _Known) -> list[Assignment]:
     """Sets assumed, solved for every number of rounds and computed again until they stay."""
     rounds, windows, on_gpu = 1, *_first_windows(devices, n_layers, start)
     factors = [k for k in range(1, max(1, n_layers // 2) + 1) if n_layers % k == 0]
@@ -130,7 +134,11 @@ def _settled(devices: Sequence[_Device], n_layers: int, start: Start) -> list[As
         if sets == before:
             break
         before = sets
-        solved = [one for k in factors if (one := _programme(devices, sets, k, n_layers // k)) is not None]
+        asked = tuple(devices), tuple(sets)
+        if asked not in known:  # starts often settle on the same sets
+            ones = [_programme(devices, sets, k, n_layers // k) for k in factors]
+            known[asked] = [one for one in ones if one is not None]
+        solved = list(known[asked])
         if not solved:
             break  # what was found before stands
         solved.sort(key=lambda one: one.seconds)

@@ -8,6 +8,7 @@ from edged.planning.plan import LeftOut, Objective
 from edged.planning.uneven import Windows, snapped, without_empty
 
 GIB = 2**30
+LEAST_SAVED = 0.05  # milliseconds that show in print
 MOST_TRIED = 2_000  # rings, for all devices together
 
 
@@ -32,7 +33,8 @@ def _left_out(problem: Problem, ring: RingCost, device: DeviceCosts, objective: 
     cost = 1e3 * (with_it.goal(objective) - ring.goal(objective))
     what = "a token" if objective == "latency" else "a token of many streams"
     if cost <= 0:  # only a solver that does not look at this leaves such a device out
-        return LeftOut(device=name, reason=f"it would save {abs(cost):.1f} ms {what}", would_cost_ms=cost)
+        saving = f"{-cost:.1f} ms {what}" if cost < -LEAST_SAVED else "next to nothing"
+        return LeftOut(device=name, reason=f"it would save {saving}", would_cost_ms=cost)
     layers = sum(hop.n_layers for hop in with_it.hops if hop.device == name)
     share = f"{layers} layer{'s' if layers > 1 else ''} on it would cost {cost:.1f} ms more {what}"
     return LeftOut(device=name, reason=f"the ring is faster without it: {share}", would_cost_ms=cost)

@@ -25,7 +25,8 @@ from edged.planning.ring_order import orders
 
 Counted = NDArray[np.int64]
 
-MOST_ROUNDS = 8  # more never paid in a home: each round costs a window's memory and a hop per device
+MOST_ROUNDS = 8  # each round costs a window's memory and a hop per device
+EVEN_MORE = 12, 16, 24, 32  # rounds, looked at where the most of those are best
 SLACK = 1e-12  # relative: sums of the same terms in another order
 
 
@@ -41,7 +42,7 @@ class Counts:
 def best_ring(problem: Problem, objective: Objective, rounds: int | None = None) -> RingCost | None:
     """The best ring of two devices or more, None where there is none. All layers count as alike.
 
-    rounds: so many; None for the best number up to MOST_ROUNDS.
+    rounds: so many; None for the best number.
     """
     found = best_counts(problem, objective, rounds)
     return None if found is None else found[1]
@@ -54,7 +55,9 @@ def best_counts(
     closing = problem.of.places[-1] - problem.of.places[-2]
     candidates = list(orders(problem))
     found: tuple[Counts, RingCost] | None = None
-    for k in range(1, MOST_ROUNDS + 1) if rounds is None else (rounds,):
+    for k in (*range(1, MOST_ROUNDS + 1), *EVEN_MORE) if rounds is None else (rounds,):
+        if rounds is None and k > MOST_ROUNDS and (found is None or found[0].rounds < MOST_ROUNDS - 1):
+            break
         if found is not None and not _may_be_better(problem, candidates, k, closing, objective, goal):
             break
         table = _ways(problem, k, closing)

@@ -17,6 +17,11 @@ def refusal(problem: Problem, solver: str, rounds: int | None = None) -> str:
     if total > disks:
         whole = "the free disks together" if len(profiles) > 1 else "the free disk"
         return f"the model has {total / GIB:.2f} GiB, {whole} {disks / GIB:.2f} GiB; free some space"
+    if solver == "halda" and len(profiles) > model.n_layers:
+        return (
+            f"--solver {solver} begins with a layer on every device, and there are {len(profiles)} devices "
+            f"for {model.n_layers} layers; leave some out, or take --solver overlap"
+        )
     layer = max(model.layer_bytes) + of.cache.prefix[-1] / model.n_layers + of.overhead
     most = max(profile.memory_budget for profile in profiles)
     if layer > most:

@@ -16,9 +16,11 @@ from edged.planning.solve import Wishes, solve
 MOST_SOLVED = 24  # rings; then the best that was found
 
 
-def solve_runnable(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingCost:
-    """As `solve`, without streaming beside a GPU. Raises PlanError where no ring is left."""
-    search = _Search(model, wishes)
+def solve_runnable(
+    cluster: ClusterProfile, model: ModelProfile, wishes: Wishes, most: int = MOST_SOLVED
+) -> RingCost:
+    """As `solve`, without streaming beside a GPU; of `most` rings the best. Raises PlanError."""
+    search = _Search(model, wishes, most)
     search.look(cluster)
     if search.best is None:
         raise search.refusal or PlanError(
@@ -29,9 +31,9 @@ def solve_runnable(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes)
 
 
 class _Search:
-    def __init__(self, model: ModelProfile, wishes: Wishes) -> None:
+    def __init__(self, model: ModelProfile, wishes: Wishes, most: int) -> None:
         self._model, self._wishes = model, wishes
-        self._left = MOST_SOLVED
+        self._left = self._most = most
         self.best: RingCost | None = None
         self.refusal: PlanError | None = None
 
@@ -42,7 +44,7 @@ class _Search:
         try:
             ring = solve(cluster, self._model, self._wishes)
         except PlanError as error:
-            if self._left == MOST_SOLVED - 1:
+            if self._left == self._most - 1:
                 self.refusal = error
             return
         goal = self._wishes.objective

@@ -126,6 +126,9 @@ def _with_head(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> 
         found.append(Windows(in_ring, wishes.objective).alone())  # smaller chunks take less memory
     if wishes.solver == "overlap":
         found.append(best.best_ring(in_ring, wishes.objective, wishes.rounds))
+        if wishes.rounds is None and best.can_share(in_ring) and not best.regular(in_ring):
+            # Where layers differ the search is not exact, so the others may be luckier.
+            found += [other(in_ring, wishes.objective) for other in _OTHERS.values()]
     elif wishes.solver != "single":
         found.append(_OTHERS[wishes.solver](in_ring, wishes.objective))
     return min(

@@ -63,6 +63,40 @@ def test_text_names_devices_and_says_what_would_help(capsys: pytest.CaptureFixtu
     assert "mini-1" in out and "ms a token" in out and "would help: 8 GB more in" in out
 
 
+@pytest.mark.parametrize(
+    ("cluster", "model", "flags"),
+    [
+        ("paper", "llama-1-65b", ["--objective", "throughput", "--parallel", "1", "--ctx", "1024"]),
+        ("pi-and-minis", "llama-3-45b", ["--parallel", "16", "--ctx", "8192", "--head", "mini-2"]),
+        ("two-macs", "llama-3-70b", ["--parallel", "1", "--ctx", "1024"]),
+    ],
+)
+def test_no_solver_is_better_where_layers_differ(
+    cluster: str, model: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, shape = find("clusters", cluster), find("models", model)
+    assert path is not None and shape is not None
+    goal = "stage_ms" if "throughput" in flags else "tpot_ms"
+    args = ["plan", "--cluster", cluster, "--model", model, *flags, "--json"]
+    ours = json.loads(run(capsys, *args)[1])
+    for solver in ("halda", "even", "memory", "compute"):
+        code, out, _ = run(capsys, *args, "--solver", solver)
+        assert code != 0 or json.loads(out)[goal] >= ours[goal] * (1 - 1e-9)
+
+
+def test_more_devices_than_layers_are_named_as_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = tmp_path / "many.toml"
+    cluster.write_text(
+        "".join(f'[[device]]\nid = "d{i}"\nprofile = "n100-mini-pc-16gb"\n' for i in range(31))
+    )
+    args = ["plan", "--cluster", str(cluster), "--model", "smollm2-135m"]
+    code, _, err = run(capsys, *args, "--solver", "halda")
+    assert code == 1 and "31 devices for 30 layers" in err
+    assert run(capsys, *args)[0] == 0
+
+
 @pytest.mark.parametrize("solver", ["halda", "even", "memory", "compute", "single"])
 def test_other_solvers_are_no_better(solver: str, capsys: pytest.CaptureFixture[str]) -> None:
     ours = json.loads(run(capsys, *SMALL, "--head", "any", "--json")[1])["tpot_ms"]
@@ -251,6 +285,17 @@ def test_a_live_plan_is_for_what_the_cluster_is_for(edged: Edged, head: Door, ob
     assert json.loads(edged("plan", "--ctx", "512", "--json").out)["objective"] == objective
     head.loaded = ""
     assert json.loads(edged("plan", "--model", LOADED, "--json").out)["objective"] == "latency"
+
+
+def test_a_live_plan_is_for_the_context_that_runs(edged: Edged, head: Door) -> None:
+    def memory(*flags: str) -> int:
+        plan = json.loads(edged("plan", "--objective", "latency", *flags, "--json").out)
+        return sum(device["memory"] for device in plan["devices"])
+
+    context = head.plan.context.model_copy(update={"n_ctx": 512, "n_seq_max": 2})
+    head.plan = head.plan.model_copy(update={"context": context})
+    assert memory() == memory("--ctx", "512", "--parallel", "2") < memory("--parallel", "8")
+    assert memory() < memory("--ctx", "2048")
 
 
 def test_what_runs_now_is_shown_beside_what_is_planned(edged: Edged, head: Door, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_the_sets_are_those_that_the_windows_make() -> None:
 
 def test_the_best_of_three_starts_is_taken_by_its_own_estimate() -> None:
     problem = paper("llama-3-60b")
-    starts = [found[0].seconds for start in halda.Start if (found := halda._from(problem, start))]
+    starts = [found[0].seconds for start in halda.Start if (found := halda._from(problem, start, {}))]
     assert max(starts) > 2 * min(starts)  # from RAM alone the sets settle where too much is read
     assert halda.assignments(problem)[0].seconds == min(starts)
 
