@@ -22,16 +22,15 @@ struct Read {
     uint64_t length = 0;
     uint64_t expert = 0;
     const char* data = nullptr;  // of the expert
-    bool* checked = nullptr;
+    uint64_t* reads = nullptr;   // of the expert so far
 };
 
 void read_share(const std::vector<Read>& reads, size_t share) {
     for (size_t i = share; i < reads.size(); i += kReaders) {
         const Read& read = reads[i];
         read.image->read(read.part, read.from, read.to, read.length);
-        if (*read.checked) continue;
-        read.image->check(read.part, read.expert, read.data);
-        *read.checked = true;
+        if (*read.reads % kCheckEvery == 0) read.image->check(read.part, read.expert, read.data);
+        ++*read.reads;
     }
 }
 
@@ -129,7 +128,7 @@ void ExpertCache::hold(const std::vector<Experts*>& sets, const std::set<int>& w
             char* const tensor = set->pages_.data() + set->offset_;
             const auto number = static_cast<uint64_t>(expert);
             reads.push_back({&set->image_, set->part_, range.from, tensor + range.from, range.to - range.from,
-                             number, tensor + number * set->slice_, &one.checked});
+                             number, tensor + number * set->slice_, &one.reads});
             fresh.push_back(&one);
             bytes += set->slice_;
         }
@@ -140,6 +139,7 @@ void ExpertCache::hold(const std::vector<Experts*>& sets, const std::set<int>& w
     try {
         read_all(reads);
     } catch (const WindowFailure&) {
+        for (const Read& read : reads) *read.reads = 0;
         for (Experts* set : sets) {
             for (const int expert : wanted) --set->experts_[static_cast<size_t>(expert)].holders;
         }
@@ -152,6 +152,17 @@ void ExpertCache::hold(const std::vector<Experts*>& sets, const std::set<int>& w
     for (Experts::Expert* one : fresh) one->here = true;
     for (const Read& read : reads) counts_.read += read.length;
     counts_.held += bytes;
+}
+
+void ExpertCache::doubt() {
+    const std::lock_guard guard(lock_);
+    for (Experts* set : sets_) {
+        for (int expert = 0; expert < set->count(); ++expert) {
+            Experts::Expert& one = set->experts_[static_cast<size_t>(expert)];
+            one.reads = 0;
+            if (one.here && one.holders == 0) drop(*set, expert);
+        }
+    }
 }
 
 void ExpertCache::release(const std::vector<Experts*>& sets, const std::set<int>& wanted) {

@@ -27,7 +27,7 @@ class Experts {
     friend class ExpertCache;
     struct Expert {
         bool here = false;
-        bool checked = false;  // once, against the image's checksums
+        uint64_t reads = 0;  // since the image's checksums were last in doubt
         int holders = 0;
         uint64_t last_use = 0;
     };
@@ -61,6 +61,8 @@ class ExpertCache {
     // Throws WindowFailure.
     void hold(const std::vector<Experts*>& sets, const std::set<int>& wanted);
     void release(const std::vector<Experts*>& sets, const std::set<int>& wanted);
+    // Drops and checks again what is read: see `Streamer::doubt`.
+    void doubt();
     // While `sets` exist they are known here.
     void add(Experts& set);
     // Gives the memory of all its experts back.

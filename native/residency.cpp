@@ -436,9 +436,13 @@ void Residency::recover(LayerWeights& layer, const std::string& why) {
         ComposedFile file = make_file_();
         layer.make_image(file);
     } catch (const WindowFailure& second) {
-        throw WindowFailure(why + "; and it cannot be made again: " + second.what() +
-                            "; bring the model to this device again (edged import, edged pull), or mend its "
-                            "disk");
+        const std::string what = second.what();
+        const bool advises = what.find("; ") != std::string::npos;  // as for a full disk
+        throw WindowFailure(why + "; and it cannot be made again: " + what +
+                            (advises
+                                 ? ""
+                                 : "; bring the model to this device again (edged import, edged pull), or "
+                                   "mend its disk"));
     }
 }
 

@@ -198,6 +198,16 @@ void Streamer::release(StreamUnit& unit, bool done) {
     news_.notify_all();
 }
 
+void Streamer::doubt() {
+    const Lock lock(lock_);
+    for (StreamUnit* unit : order_) {
+        unit->reads_ = 0;
+        if (unit->state_ == StreamUnit::State::ready && unit->holders_ == 0) vacate(*unit);
+    }
+    experts_.doubt();
+    work_.notify_all();
+}
+
 void Streamer::wake() {
     const Lock lock(lock_);
     news_.notify_all();
@@ -424,7 +434,7 @@ void Streamer::read_some(StreamUnit& unit, Lock& lock) {
         if (changing_ > 0) news_.notify_all();
         return;
     }
-    if (unit.error_.empty() && !unit.checked_) {
+    if (unit.error_.empty() && unit.reads_ % kCheckEvery == 0) {
         lock.unlock();
         try {
             for (const auto& part : unit.pieces_) part.image->check(part.part, slot + part.place);
@@ -433,8 +443,8 @@ void Streamer::read_some(StreamUnit& unit, Lock& lock) {
         }
         lock.lock();
         unit.error_ = error;
-        unit.checked_ = error.empty();
     }
+    unit.reads_ = unit.error_.empty() ? unit.reads_ + 1 : 0;
     std::erase(loading_, &unit);
     unit.state_ = StreamUnit::State::ready;
     if (!unit.error_.empty()) {

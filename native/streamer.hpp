@@ -58,8 +58,8 @@ class StreamUnit {
     int slot_ = -1;
     uint64_t turn_ = 0;  // when it took the slot
     int holders_ = 0;
-    bool used_ = false;     // since it was read
-    bool checked_ = false;  // once, against the image's checksums
+    bool used_ = false;   // since it was read
+    uint64_t reads_ = 0;  // since the image's checksums were last in doubt
     size_t chunks_taken_ = 0;
     size_t chunks_read_ = 0;
     std::string error_;
@@ -101,6 +101,8 @@ class Streamer {
     char* hold(StreamUnit& unit, const std::atomic<bool>& cancelled);
     // `done`: this run needs it no more.
     void release(StreamUnit& unit, bool done);
+    // What was computed cannot be right: everything is read again, and checked.
+    void doubt();
     // Makes those that wait look at their `cancelled`.
     void wake();
 

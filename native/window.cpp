@@ -12,6 +12,7 @@ namespace edged {
 namespace {
 
 constexpr uint32_t kExponent = 0x7f800000;  // all ones in an infinity or NaN
+constexpr uint32_t kAllButSign = 0x7fffffff;
 
 std::string at_row(size_t row) { return " (row " + std::to_string(row) + ")"; }
 
@@ -243,6 +244,7 @@ Rows Window::run(const BatchView& batch, std::span<const int32_t> tokens, std::s
     const std::lock_guard guard(lock_);
     check_open();
     if (yields_logits()) throw WindowFailure("the window that ends the model yields logits: use run_last");
+    wipe_spoiled();
     check_batch(batch, tokens, hidden);
     const Inputs inputs = prepare(batch, tokens, hidden);
     Rows result = blank_states(batch, inputs, hidden);
@@ -250,6 +252,8 @@ Rows Window::run(const BatchView& batch, std::span<const int32_t> tokens, std::s
         taps_.arm(inputs.entry, {result.data.get(), width_}, run);
         decode(run, batch, inputs.tokens, true);
         if (const std::string problem = taps_.problem(); !problem.empty()) throw WindowFailure(problem);
+        for (const auto row : run)
+            check_computed({result.data.get() + row * width_, static_cast<size_t>(width_)});
     });
     return result;
 }
@@ -259,6 +263,7 @@ Rows Window::run_last(const BatchView& batch, std::span<const int32_t> tokens,
     const std::lock_guard guard(lock_);
     check_open();
     if (!yields_logits()) throw WindowFailure("only the window that ends the model yields logits: use run");
+    wipe_spoiled();
     check_batch(batch, tokens, hidden);
     std::vector<int64_t> place(batch.size(), 0);  // of each flagged row among the results
     int64_t n_rows = 0;
@@ -278,12 +283,38 @@ Rows Window::run_last(const BatchView& batch, std::span<const int32_t> tokens,
             if (!batch.outputs[row]) continue;
             const float* logits = llama_get_logits_ith(context_.get(), static_cast<int32_t>(i));
             if (logits == nullptr) throw WindowFailure("llama.cpp has no logits" + at_row(row));
+            check_computed({logits, static_cast<size_t>(n_vocab_)});
             std::memcpy(result.data.get() + place[row] * n_vocab_, logits,
                         static_cast<size_t>(n_vocab_) * sizeof(float));
         }
         llama_synchronize(context_.get());
     });
     return result;
+}
+
+// A layer that is read from disk for every token may have been spoiled there since it was checked.
+void Window::check_computed(std::span<const float> values) {
+    if (!residency_ || residency().streamed == 0) return;
+    const bool sound = std::none_of(values.begin(), values.end(), [](float value) {
+        return (std::bit_cast<uint32_t>(value) & kAllButSign) > kExponent;
+    });
+    if (sound) return;
+    spoiled_ = true;
+    options_.residency->streamer->doubt();
+    throw WindowFailure(
+        "a value was computed that is not a number: layers on this device's disk may be damaged; they are "
+        "checked now and made again where they are, so ask again");
+}
+
+// Numbers that are none stay in the cache when their sequence is removed, and spoil the next one there.
+void Window::wipe_spoiled() {
+    if (!spoiled_) return;
+    llama_memory_t memory = llama_get_memory(context_.get());
+    for (int32_t seq = 0; seq < options_.n_seq_max; ++seq) {
+        if (llama_memory_seq_pos_max(memory, seq) >= 0) return;
+    }
+    llama_memory_clear(memory, true);
+    spoiled_ = false;
 }
 
 void Window::cancel() {

@@ -150,12 +150,15 @@ class Window {
     BufferBytes memory_;
 
     void note_residency();
+    void check_computed(std::span<const float> values);
+    void wipe_spoiled();
 
     mutable std::mutex lock_;
     mutable std::mutex figures_lock_;  // of the two below: they are read while a run holds lock_
     ResidencyBytes residency_bytes_;
     std::vector<int64_t> streamed_;
     std::atomic<bool> cancelled_{false};
+    bool spoiled_ = false;  // whether there may be numbers in the cache that are none
     std::optional<EmbeddingRows> embedding_;
     std::optional<EmbeddingRows> layer_embedding_;
     Taps taps_;

@@ -9,11 +9,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
-LOOK_S = 0.5  # between two looks at the memory
-SHORT_LOOKS = 4  # so many in a row have to be short of memory
-AMPLE_LOOKS = 60  # and so many in a row have to have enough to take layers back
+LOOK_S = 0.1  # between two looks at the memory
+SHORT_LOOKS = 20  # so many in a row have to be short of memory
+AMPLE_LOOKS = 300  # and so many in a row have to have enough to take layers back
+FALL_LOOKS = 8  # by which it is judged how fast memory falls
+AHEAD_LOOKS = 20  # layers need a moment to go: what will be gone by then counts as gone
 LOW_SHARE = 0.05  # of the memory that this process may use: so much should stay free
 MOST_LOW = 512 * 2**20  # bytes; a large machine needs no more than that either
 MIB = 2**20
@@ -37,18 +40,26 @@ class MemoryJudge:
     def look(self, available: int) -> int:
         """Bytes to give up now (positive), or that may be taken back (negative), or 0.
 
-        Given up is as much as brings back twice `low`; taken back only what leaves three times `low`.
+        Given up is as much as brings back twice `low`; taken back only what leaves three times `low`. Memory
+        that falls counts as what it will be, once there is not much more than `low` any more.
         """
         self._looks.append(available)
         recent = list(self._looks)[-SHORT_LOOKS:]
-        dire = available < self._low // 2
-        if dire or (len(recent) == SHORT_LOOKS and max(recent) < self._low):
+        foreseen = self._foreseen(recent) if available < 2 * self._low else available
+        if foreseen < self._low // 2 or (len(recent) == SHORT_LOOKS and max(recent) < self._low):
             self._looks.clear()
-            return 2 * self._low - available
+            return 2 * self._low - foreseen
         if len(self._looks) == AMPLE_LOOKS and (room := min(self._looks) - 3 * self._low) > 0:
             self._looks.clear()
             return -room
         return 0
+
+    def _foreseen(self, recent: list[int]) -> int:
+        """What will be available soon if it falls on, by steps; one step alone tells nothing."""
+        recent = recent[-1 - FALL_LOOKS :]
+        steps = sum(after < before for before, after in pairwise(recent))
+        fall = max(0, recent[0] - recent[-1]) if steps > 1 else 0
+        return max(recent[-1] - fall * AHEAD_LOOKS // max(1, len(recent) - 1), -2 * self._low)
 
 
 class GoodGuest:

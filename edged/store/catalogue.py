@@ -176,9 +176,10 @@ class Catalogue:
     def stored(self) -> int:
         """Bytes of all parts on this device, whichever models they are of."""
         found = 0
-        for path in self._parts.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # removed a moment ago
-                found += path.stat().st_size
+        with contextlib.suppress(OSError):  # the folder may be gone for now, as with an unmounted disk
+            for path in self._parts.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # removed a moment ago
+                    found += path.stat().st_size
         return found
 
     def new_part(self) -> PartFile:

@@ -19,7 +19,7 @@ from edged.planning.streamed import spread
 from edged.store.catalogue import Catalogue
 from edged.store.compose import compose
 from tests.backend.bench import CONTEXT, CUTS, MIXTURE, PROMPT, SHAPE, Bench, MakeBench
-from tests.models.architectures import FAMILIES
+from tests.models.architectures import FAMILIES, Shape
 
 
 @pytest.mark.parametrize("weights", ["F16", "Q4_0", "Q8_0"])
@@ -261,6 +261,48 @@ def test_lost_experts_are_made_again_or_the_run_fails(make_bench: MakeBench, tmp
     with pytest.raises(WindowError, match="cannot be made again"):
         bench.run(0, PROMPT)
     (tmp_path / "away").rename(parts)
+    bench.check()
+
+
+def spoil(images: Path) -> None:
+    """Writes over all of every image but its header, in place."""
+    for image in images.iterdir():
+        with image.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (image.stat().st_size - 4096))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"), [("llama", SHAPE), ("qwen3moe", MIXTURE)], ids=["dense", "experts"]
+)
+def test_what_is_spoiled_on_disk_is_noticed_by_what_comes_of_it(
+    architecture: str, shape: Shape, make_bench: MakeBench
+) -> None:
+    bench = make_bench(architecture, "F16", 0, shape)
+    bench.load([0, shape.n_layers], range(shape.n_layers))
+    bench.check()
+    spoil(bench.images)
+    bench.forget()
+    with pytest.raises(WindowError, match="may be damaged"):
+        for at in range(PROMPT):  # what is in memory still is sound
+            bench.run(at, at + 1)
+    bench.forget()
+    bench.check()
+    bench.check(seq=1)
+
+
+def test_what_is_spoiled_on_disk_is_noticed_in_time(make_bench: MakeBench) -> None:
+    bench = make_bench(weights="Q4_0", read_ahead=0)
+    bench.load(CUTS, range(6))
+    bench.check()
+    for image in bench.images.iterdir():
+        with image.open("r+b") as file:
+            file.seek(image.stat().st_size // 2)
+            file.write(b"x")
+    for _ in range(8):
+        for at in range(PROMPT):
+            bench.run(at, at + 1)
+        bench.forget()
     bench.check()
 
 

@@ -31,6 +31,13 @@ def test_nobody_waits_when_next_to_nothing_is_left() -> None:
     assert verdicts(300, LOW // 2 - 1) == [0, 2 * LOW - (LOW // 2 - 1)]
 
 
+def test_memory_that_falls_step_by_step_is_not_waited_for() -> None:
+    assert verdicts(500, 450, 400, 350, 300, 250) == [0] * 6  # there is still enough
+    looks = verdicts(220, 220, 205, 205, 190, 190, 175)
+    assert looks[:4] == [0] * 4 and looks[4] == 2 * LOW - (190 - 30 * 20 // 4)
+    assert verdicts(300, 150, 150, 150, 150, 150, 150, 150, 150, 150, 150) == [0] * 11  # one step
+
+
 def test_what_is_taken_back_leaves_a_margin_and_takes_its_time() -> None:
     looks = verdicts(*[1000] * AMPLE_LOOKS, 1000)
     assert looks == [0] * (AMPLE_LOOKS - 1) + [-(1000 - 3 * LOW), 0]
