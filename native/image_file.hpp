@@ -57,7 +57,7 @@ class ImageFile {
 };
 
 // Reads of one thing for each that is checked: a disk may spoil what was sound when it was first read.
-constexpr uint64_t kCheckEvery = 64;
+constexpr uint64_t kCheckEvery = 8;
 
 // Tells damage from soundness, not friend from foe.
 uint64_t checksum(const char* data, uint64_t length, uint64_t seed = 0);
