@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -86,10 +87,12 @@ def command(
     settings = _as_running(settings, flags, running)
     wishes = _wishes(settings, model, solver, objective, prompt, depth)
     wishes = replace(wishes, any_head=head == "any", keeps_head=head not in (None, "any"))
-    ring = solve_runnable(devices, model, wishes)
-    plan = plan_of(ring, wishes)
-    plan = plan.model_copy(update={"note": _note(ring)})
-    help_most = upgrades(ring, devices, model, wishes)
+    with _at_work("looking for the best ring"):
+        ring = solve_runnable(devices, model, wishes)
+        plan = plan_of(ring, wishes)
+        plan = plan.model_copy(update={"note": _note(ring)})
+    with _at_work("looking for what would help"):
+        help_most = upgrades(ring, devices, model, wishes)
     if plot is not None:
         _draw(plot, ring)
     if as_json:
@@ -97,6 +100,20 @@ def command(
     else:
         runs = status is not None and now is not None and now.model == model.model
         print_plan(sys.stdout, plan, devices, model, help_most, status if runs else None)
+
+
+@contextmanager
+def _at_work(stage: str) -> Iterator[None]:
+    """Shown at a terminal: many devices, or many things to buy, take some seconds."""
+    from edged.cli.progress import progress_view
+    from edged.rpc.messages import Progress
+
+    if not sys.stderr.isatty():
+        yield
+        return
+    with progress_view() as view:
+        view.show(Progress(stage=stage))
+        yield
 
 
 def _cluster(settings: Settings, wanted: str | None) -> tuple[ClusterProfile, StatusAnswer | None]:
