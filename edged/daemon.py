@@ -39,7 +39,14 @@ from edged.cluster.roster import MembershipRoster
 from edged.cluster.worker import Worker
 from edged.device.good_guest import GoodGuest
 from edged.device.layer_keeper import LayerKeeper
-from edged.device.local_device import available_memory, measure, memory_total, profile, remembered
+from edged.device.local_device import (
+    available_memory,
+    measure,
+    memory_total,
+    own_memory,
+    profile,
+    remembered,
+)
 from edged.device.speed_record import Measured
 from edged.errors import EdgedError, PlanError, StalledError
 from edged.frontdoor.service import FrontDoorService
@@ -277,7 +284,7 @@ class Daemon:
             place_window=layers.place,
             residency=layers.figures,
         )
-        guest = GoodGuest(layers, memory_total(), available_memory, self._say)
+        guest = GoodGuest(layers, memory_total(), available_memory, own_memory, self._say)
         self._stack.callback(guest.close)
         self._held = lambda: worker.memory_held
         self._call_off.append(worker.call_off)

@@ -36,41 +36,54 @@ class MemoryJudge:
         """low: bytes that should stay available."""
         self._low = low
         self._looks: deque[int] = deque(maxlen=AMPLE_LOOKS)
+        self._left: deque[int] = deque(maxlen=1 + FALL_LOOKS)  # by others
 
-    def look(self, available: int) -> int:
-        """Bytes to give up now (positive), or that may be taken back (negative), or 0.
+    def look(self, available: int, own: int) -> int:
+        """Bytes to give up now (positive), or that may be taken back (negative), or 0. `own`: that this
+        process has taken itself.
 
         Given up is as much as brings back twice `low`; taken back only what leaves three times `low`. Memory
-        that falls counts as what it will be, once there is not much more than `low` any more.
+        that others take more and more of counts as what it will be, once there is not much more than `low`
+        any more; what this process takes, as planned, comes to an end.
         """
         self._looks.append(available)
+        self._left.append(available + own)
         recent = list(self._looks)[-SHORT_LOOKS:]
-        foreseen = self._foreseen(recent) if available < 2 * self._low else available
+        foreseen = self._foreseen(available) if available < 2 * self._low else available
         if foreseen < self._low // 2 or (len(recent) == SHORT_LOOKS and max(recent) < self._low):
             self._looks.clear()
+            self._left.clear()
             return 2 * self._low - foreseen
         if len(self._looks) == AMPLE_LOOKS and (room := min(self._looks) - 3 * self._low) > 0:
             self._looks.clear()
             return -room
         return 0
 
-    def _foreseen(self, recent: list[int]) -> int:
-        """What will be available soon if it falls on, by steps; one step alone tells nothing."""
-        recent = recent[-1 - FALL_LOOKS :]
-        steps = sum(after < before for before, after in pairwise(recent))
-        fall = max(0, recent[0] - recent[-1]) if steps > 1 else 0
-        return max(recent[-1] - fall * AHEAD_LOOKS // max(1, len(recent) - 1), -2 * self._low)
+    def _foreseen(self, available: int) -> int:
+        """What will be available soon if others go on, by steps; one step alone tells nothing."""
+        left = self._left
+        steps = sum(after < before for before, after in pairwise(left))
+        fall = max(0, left[0] - left[-1]) if steps > 1 else 0
+        return max(available - fall * AHEAD_LOOKS // max(1, len(left) - 1), -2 * self._low)
 
 
 class GoodGuest:
     """A thread that looks at the memory and moves layers. `say` tells the user in plain words."""
 
     def __init__(
-        self, layers: Layers, total: int, available: Callable[[], int], say: Callable[[str], None]
+        self,
+        layers: Layers,
+        total: int,
+        available: Callable[[], int],
+        own: Callable[[], int],
+        say: Callable[[str], None],
     ) -> None:
-        """total: bytes that this process may use; available: asked often, bytes that are free of these."""
+        """total: bytes that this process may use. Asked often: available, bytes that are free of these; own,
+        bytes that it has taken.
+        """
         self._layers = layers
         self._available = available
+        self._own = own
         self._say = say
         self._judge = MemoryJudge(min(MOST_LOW, int(total * LOW_SHARE)))
         self._closed = threading.Event()
@@ -84,7 +97,7 @@ class GoodGuest:
 
     def _watch(self) -> None:
         while not self._closed.wait(LOOK_S):
-            verdict = self._judge.look(self._available())
+            verdict = self._judge.look(self._available(), self._own())
             if verdict > 0 and (freed := self._layers.give_up(verdict)) > 0:
                 self._say(
                     f"memory is short: {freed / MIB:.0f} MiB of layers are read from disk for every token now"

@@ -11,7 +11,7 @@ LOW = 100
 
 def verdicts(*available: int) -> list[int]:
     judge = MemoryJudge(LOW)
-    return [judge.look(one) for one in available]
+    return [judge.look(one, own=0) for one in available]
 
 
 def test_enough_memory_changes_nothing() -> None:
@@ -36,6 +36,14 @@ def test_memory_that_falls_step_by_step_is_not_waited_for() -> None:
     looks = verdicts(220, 220, 205, 205, 190, 190, 175)
     assert looks[:4] == [0] * 4 and looks[4] == 2 * LOW - (190 - 30 * 20 // 4)
     assert verdicts(300, 150, 150, 150, 150, 150, 150, 150, 150, 150, 150) == [0] * 11  # one step
+
+
+def test_what_this_process_takes_itself_is_no_fall() -> None:
+    judge = MemoryJudge(LOW)
+    loading = [(500 - 40 * step, 40 * step) for step in range(9)]
+    assert [judge.look(available, own) for available, own in loading] == [0] * 9
+    others = [judge.look(180 - 20 * step, 320) for step in range(1, 4)]
+    assert others[:1] == [0] and max(others) > 0
 
 
 def test_what_is_taken_back_leaves_a_margin_and_takes_its_time() -> None:
@@ -67,7 +75,7 @@ def test_the_guest_looks_and_tells() -> None:
         said.append(text)
         told.set()
 
-    guest = GoodGuest(layers, 1000 * 2**20, lambda: 0, say)
+    guest = GoodGuest(layers, 1000 * 2**20, lambda: 0, lambda: 0, say)
     try:
         assert layers.asked.wait(30)
         assert told.wait(30)
