@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from edged.cluster.steady import SteadyBudgets
+from edged.cluster.steady import SteadyBudgets, tolerance
 from edged.errors import PlanError
 from edged.planning.cost import Problem, ring_cost
 from edged.planning.plan import ContextOptions, LeftOut, Objective, Plan
@@ -82,7 +82,7 @@ class RingPlanner:
             if self._rounds is not None and len(running.hops) == 1:
                 return None  # alone as long as there was nobody else
             switching = Switching(seconds=switch_s, tokens=LIKELY_TOKENS)
-            if worth_switching(running, plan, cluster, model, switching):
+            if worth_switching(running, plan, cluster, model, switching, _tolerant(cluster)):
                 return None
         as_now = ring_cost(Problem(cluster, model, running.context, TYPICAL), running.hops)
         left_out = {one.device: one for one in plan.left_out}
@@ -101,3 +101,15 @@ class RingPlanner:
         ids = {me.device, *others}
         links = tuple(link for link in self._links() if {link.source, link.target} <= ids)
         return ClusterProfile(head=me.device, devices=(me, *others.values()), links=links)
+
+
+def _tolerant(cluster: ClusterProfile) -> ClusterProfile:
+    """With so much more memory as a plan that runs may be short of: what is free goes up and down."""
+    return cluster.with_devices(
+        tuple(
+            device.model_copy(
+                update={"memory_budget": device.memory_budget + tolerance(device.memory_budget)}
+            )
+            for device in cluster.devices
+        )
+    )

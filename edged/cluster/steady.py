@@ -11,6 +11,11 @@ ANOTHER = 0.15  # share by which a budget must differ; free memory goes up and d
 LITTLE = 256 * 2**20  # bytes that never count
 
 
+def tolerance(budget: int) -> int:
+    """Bytes by which a budget may differ, for however long, without being another."""
+    return max(int(ANOTHER * budget), LITTLE)
+
+
 @dataclass(slots=True)
 class _Budget:
     steady: int  # bytes
@@ -31,7 +36,7 @@ class SteadyBudgets:
         waits = []
         for device, bytes_now in budgets.items():
             known = self._budgets.setdefault(device, _Budget(bytes_now))
-            if abs(bytes_now - known.steady) < max(ANOTHER * known.steady, LITTLE):
+            if abs(bytes_now - known.steady) < tolerance(known.steady):
                 known.since = None
                 continue
             known.since = now if known.since is None else known.since

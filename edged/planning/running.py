@@ -13,7 +13,7 @@ from edged.planning.model_profile import ModelProfile
 from edged.planning.plan import ContextOptions, Objective, Plan
 from edged.planning.profile import ClusterProfile
 from edged.planning.runnable import solve_runnable
-from edged.planning.solve import Wishes, plan_of
+from edged.planning.solve import TYPICAL, Wishes, plan_of
 
 ANSWER = 128  # generated tokens of a typical request; its prompt is the workload's
 LEAST_GAIN = 0.1  # of the time a request takes: what is measured is not surer than this
@@ -106,18 +106,25 @@ class Switching:
 
 
 def worth_switching(
-    running: Plan, plan: Plan, cluster: ClusterProfile, model: ModelProfile, switching: Switching
+    running: Plan,
+    plan: Plan,
+    cluster: ClusterProfile,
+    model: ModelProfile,
+    switching: Switching,
+    tolerant: ClusterProfile | None = None,
 ) -> bool:
     """Whether `plan` should replace the plan that runs, both judged by the same profiles.
 
     It should if the running one does not fit any more, or if a request takes at least a tenth less time and
-    what is saved on the tokens to come exceeds the time of the switch.
+    what is saved on the tokens to come exceeds the time of the switch. tolerant: the same cluster with so much
+    memory as what runs has to fit in, where that is more than a new plan may take.
     """
     if not set(running.devices) <= {device.device for device in cluster.devices}:
         return True
-    old = ring_cost(Problem(cluster, model, running.context, Wishes(running.context).workload), running.hops)
-    new = ring_cost(Problem(cluster, model, plan.context, Wishes(plan.context).workload), plan.hops)
-    if not old.fits:
+    old = ring_cost(Problem(cluster, model, running.context, TYPICAL), running.hops)
+    new = ring_cost(Problem(cluster, model, plan.context, TYPICAL), plan.hops)
+    room = ring_cost(Problem(tolerant or cluster, model, running.context, TYPICAL), running.hops)
+    if not room.fits:
         return True
     before, after = request_s(old, plan.objective), request_s(new, plan.objective)
     if before - after < LEAST_GAIN * before:

@@ -161,3 +161,15 @@ def test_a_ring_that_cannot_go_on_is_given_up() -> None:
     alone = cluster(device("a"))
     other = plan_to_run(alone, model(), WISH, "throughput", 8192, 2)
     assert worth_switching(running, other, alone, model(), SOON)
+
+
+def test_a_ring_that_is_short_of_a_little_memory_goes_on() -> None:
+    home = cluster(device("a"), device("b"))
+    running = plan_to_run(home, model(), WISH, "throughput", 8192, 1)
+    assert running.expected is not None
+    taken = running.expected.memory["b"] // MIB
+    short = cluster(device("a"), device("b", memory=taken - 10))
+    other = plan_to_run(short, model(), WISH, "throughput", 8192, 2)
+    enough = cluster(device("a"), device("b", memory=taken + 10))
+    assert worth_switching(running, other, short, model(), SOON)
+    assert not worth_switching(running, other, short, model(), SOON, tolerant=enough)
