@@ -14,12 +14,17 @@
 
 namespace edged {
 
+// What a view looks into, or the tensor itself.
+inline const ggml_tensor* root_of(const ggml_tensor* tensor) {
+    return tensor->view_src != nullptr ? tensor->view_src : tensor;
+}
+
 class GraphSurvey {
   public:
     struct Step {  // a node of the graph
         std::string name;
         bool splits_well = true;  // whether one may stop after it
-        bool by_slices = false;   // of its weight, one after the other
+        bool by_slices = false;   // of its weight, one after the other, once all in front is computed
         std::vector<const ggml_tensor*> weights;
     };
     using Stops = std::unordered_set<std::string>;  // names of nodes
@@ -28,6 +33,9 @@ class GraphSurvey {
 
     void clear() { steps_.clear(); }
     void add(Step step) { steps_.push_back(std::move(step)); }
+
+    // The weight is used by slices of it, wherever it is used.
+    void cut(const ggml_tensor* weight, const std::vector<const ggml_tensor*>& slices);
 
     // In order of their first use.
     std::vector<const ggml_tensor*> weights() const;

@@ -15,6 +15,7 @@
 #include "llama_log.hpp"
 #include "measure.hpp"
 #include "streamer.hpp"
+#include "system.hpp"
 #include "window.hpp"
 
 namespace nb = nanobind;
@@ -169,10 +170,12 @@ void translate(const std::exception_ptr& thrown, void* /*unused*/) {
 
 NB_MODULE(_native, m) {
     nb::register_exception_translator(translate);
+    edged::give_freed_memory_back();
     const nb::call_guard<nb::gil_scoped_release> unlocked;
 
+    m.attr("SLICE_BYTES") = edged::kSliceBytes;
     nb::class_<edged::Streamer>(m, "Streamer")
-        .def(nb::init<uint64_t>(), "read_ahead"_a)
+        .def(nb::init<uint64_t, uint64_t>(), "read_ahead"_a, "slice_bytes"_a = edged::kSliceBytes)
         .def_prop_ro("counts",
                      [](const edged::Streamer& streamer) {
                          const edged::StreamCounts counts = streamer.counts();

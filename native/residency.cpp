@@ -13,18 +13,15 @@ namespace {
 
 std::string layer_name(int64_t layer) { return "layer " + std::to_string(layer); }
 
-const ggml_tensor* root_of(const ggml_tensor* tensor) {
-    return tensor->view_src != nullptr ? tensor->view_src : tensor;
-}
-
 }  // namespace
 
 Residency::Residency(ResidencyOptions options, int order, Placement placement,
-                     std::unique_ptr<OutputRows> output, MakeFile make_file)
+                     std::unique_ptr<OutputMatrix> output, int n_threads, MakeFile make_file)
     : options_(std::move(options)),
       order_(order),
       placement_(std::move(placement)),
       output_(std::move(output)),
+      product_(n_threads),
       make_file_(std::move(make_file)) {}
 
 Residency::~Residency() {
@@ -69,36 +66,93 @@ std::set<int64_t> Residency::checked(const std::vector<int64_t>& layers) const {
     return wanted;
 }
 
-void Residency::load(const llama_model* model, const std::function<bool(float)>& report) {
+void Residency::adopt(const llama_model* model) {
     placement_.adopt(model);
-    std::map<int, std::vector<Weight*>> by_layer;
-    for (Weight& weight : placement_.weights()) by_layer[weight.layer].push_back(&weight);
-    for (size_t i = 0; i < options_.keys.size(); ++i) {
-        add_layer(by_layer[static_cast<int>(i)], options_.images + "/" + options_.keys[i]);
+    if (output_) output_->adopt(model);
+    uint64_t largest = 0;
+    for (const Weight& weight : placement_.weights()) largest = std::max(largest, weight.memory_bytes);
+    nothing_ = Pages(largest);
+    for (const Weight& weight : placement_.weights()) {
+        weight.tensor->data = nothing_.data();
+        placed_.insert(weight.tensor);
     }
-    if (layer_of_.size() != placement_.weights().size()) {
-        throw WindowFailure("the window has more layers than it has names for their images");
-    }
-    if (output_) {
-        output_->adopt(model, slot_bytes_, static_cast<int>(layers_.size()));
-        add_layer(output_->slices(), options_.images + "/" + options_.output_key);
-    }
+}
+
+void Residency::bring_in(const std::function<bool(float)>& report) {
+    surveying_ = false;
+    add_layers();
     uint64_t total = 0;
     for (const Layer& layer : layers_) {
         total += layer.dense->bytes() + (layer.experts ? layer.experts->weights().bytes() : 0);
     }
     pages_ = Pages(total);
-    nothing_ = Pages(slot_bytes_);
     uint64_t at = 0;
     for (const Layer& layer : layers_) {
         layer.dense->settle(pages_, at);
         at += layer.dense->bytes();
-        for (const Weight* weight : layer.dense->weights()) weight->tensor->data = nothing_.data();
         if (!layer.experts) continue;
         layer.experts->settle(pages_, at);
         at += layer.experts->weights().bytes();
     }
     put_up(checked(options_.streamed), options_.spare, report);
+    make_units();
+}
+
+void Residency::add_layers() {
+    RowCutter cutter;
+    const uint64_t slice_bytes = options_.streamer->slice_bytes();
+    const std::unordered_map<const ggml_tensor*, int> uses = survey_.uses();
+    std::map<int, std::vector<Weight*>> by_layer;
+    for (Weight& weight : placement_.weights()) {
+        std::vector<Weight*>& layer = by_layer[weight.layer];
+        const bool may_cut = uses.count(weight.tensor) > 0 && not_only_products_.count(weight.tensor) == 0;
+        std::unique_ptr<RowSlices> rows;
+        if (may_cut) rows = cutter.cut(weight, weight.tensor->buffer, slice_bytes);
+        if (!rows) {
+            layer.push_back(&weight);
+            continue;
+        }
+        for (Weight* slice : cut(std::move(rows))) layer.push_back(slice);
+    }
+    for (size_t i = 0; i < options_.keys.size(); ++i) {
+        add_layer(by_layer[static_cast<int>(i)], options_.images + "/" + options_.keys[i]);
+        by_layer.erase(static_cast<int>(i));
+    }
+    if (!by_layer.empty()) {
+        throw WindowFailure("the window has more layers than it has names for their images");
+    }
+    if (!output_) return;
+    if (not_only_products_.count(output_->tensor()) > 0) {
+        throw WindowFailure("the output matrix cannot be streamed: the model does not only multiply with it");
+    }
+    const uint64_t largest = slot_bytes_ > 0 ? std::min(slot_bytes_, slice_bytes) : slice_bytes;
+    add_layer(cut(output_->cut(largest, static_cast<int>(layers_.size()))),
+              options_.images + "/" + options_.output_key);
+}
+
+std::vector<Weight*> Residency::cut(std::unique_ptr<RowSlices> rows) {
+    std::vector<Weight*> slices;
+    std::vector<const ggml_tensor*> tensors;
+    for (Weight& slice : rows->slices) {
+        slice.tensor->data = nothing_.data();
+        slices.push_back(&slice);
+        tensors.push_back(slice.tensor);
+    }
+    survey_.cut(rows->matrix, tensors);
+    slices_of_[rows->matrix] = std::move(rows);
+    return slices;
+}
+
+// A matrix whose slices are all at home is computed with as one, in the graph.
+void Residency::point_wholes() {
+    for (const auto& [matrix, rows] : slices_of_) {
+        if (!rows->in_place) continue;
+        const LayerWeights& layer = *layer_of_.at(rows->slices.front().tensor);
+        const bool home = std::all_of(rows->slices.begin(), rows->slices.end(), [&](const Weight& slice) {
+            return layer.at_home(layer.part_of(slice.tensor));
+        });
+        rows->matrix->data = home ? rows->slices.front().tensor->data : nothing_.data();
+    }
 }
 
 void Residency::add_layer(std::vector<Weight*> weights, const std::string& image_stem) {
@@ -175,6 +229,7 @@ std::vector<LayerWeights::Parts> Residency::kept_of(const std::set<int64_t>& str
 
 void Residency::put_up(const std::set<int64_t>& wanted, uint64_t spare,
                        const std::function<bool(float)>& report) {
+    spare -= std::min(spare, options_.streamer->beyond_read_ahead(slot_bytes_));
     const std::vector<LayerWeights::Parts> kept = kept_of(wanted, spare);
     std::unique_ptr<ComposedFile> file;
     const Files files = [&]() -> ComposedFile& {
@@ -207,6 +262,7 @@ void Residency::put_up(const std::set<int64_t>& wanted, uint64_t spare,
         spent += one.experts ? one.dense->bytes() : 0;
     }
     options_.streamer->spend(this, spent);
+    point_wholes();
     moved_ = moved_ || wanted != streamed_ || !wanted.empty();
     streamed_ = wanted;
 }
@@ -241,16 +297,28 @@ ResidencyBytes Residency::bytes() const {
     return sum;
 }
 
-// ---- learning the graph
-
 void Residency::begin_survey() {
     survey_.clear();
     surveying_ = true;
 }
 
-void Residency::end_survey() {
-    surveying_ = false;
-    make_units();
+void Residency::survey(ggml_tensor* node) {
+    // A norm is computed with the node after it.
+    GraphSurvey::Step step{ggml_get_name(node), node->op != GGML_OP_RMS_NORM, false, {}};
+    const auto look_at = [&](const ggml_tensor* weight, bool is_output) {
+        const bool is_product = SlicedProduct::can_be(node, weight);
+        // Of an output matrix the row of token 0 is got, and what is got there is written over.
+        if (!is_product && !(is_output && node->op == GGML_OP_GET_ROWS)) not_only_products_.insert(weight);
+        if (is_product && is_output) product_.take_out(node);
+        if (is_product || !is_output) step.weights.push_back(weight);
+    };
+    for (const ggml_tensor* source : node->src) {
+        if (source == nullptr || node->ne[1] == 0) continue;
+        const ggml_tensor* weight = root_of(source);
+        if (output_ && weight == output_->tensor()) look_at(weight, true);
+        if (placed_.count(weight) > 0) look_at(weight, false);
+    }
+    survey_.add(std::move(step));
 }
 
 void Residency::make_units() {
@@ -297,165 +365,6 @@ const void* Residency::group_of(const ggml_tensor* weight) const {
     if (const auto unit = unit_of_.find(weight); unit != unit_of_.end()) return unit->second;
     const auto experts = experts_of_.find(weight);
     return experts != experts_of_.end() && experts->second->in_cache() ? experts->second : nullptr;
-}
-
-// ---- during a run
-
-void Residency::begin_run(const std::atomic<bool>& cancelled) {
-    cancelled_ = &cancelled;
-    failure_.clear();
-    if (!units_.empty()) options_.streamer->begin(this);
-}
-
-void Residency::end_run() {
-    if (output_) output_->put_back();
-    let_go(true);
-    for (const auto& unit : units_) unit->used = 0;
-    cancelled_ = nullptr;
-}
-
-bool Residency::on_ask(ggml_tensor* node) {
-    bool is_output = false;
-    try {
-        is_output = output_ && output_->makes(node);
-    } catch (const WindowFailure& failure) {
-        failure_ = failure.what();
-    }
-    if (is_output) output_->take_out(node);
-    if (surveying_) {
-        // A norm is computed with the node after it.
-        GraphSurvey::Step step{ggml_get_name(node), node->op != GGML_OP_RMS_NORM, is_output, {}};
-        for (const ggml_tensor* source : node->src) {
-            if (source != nullptr && layer_of_.count(root_of(source)) > 0) {
-                step.weights.push_back(root_of(source));
-            }
-        }
-        if (is_output) {
-            for (const Weight* slice : output_->slices()) step.weights.push_back(slice->tensor);
-        }
-        survey_.add(std::move(step));
-        return !failure_.empty();
-    }
-    if (is_output) return true;
-    if (!moved_) return false;
-    for (ggml_tensor* source : node->src) {
-        if (source == nullptr) continue;
-        const ggml_tensor* weight = root_of(source);
-        if (layer_of_.count(weight) == 0) continue;
-        if (const auto experts = experts_of_.find(weight); experts != experts_of_.end()) {
-            use_experts(*experts->second, node);
-        } else {
-            use(weight);
-        }
-        if (source != weight) source->data = static_cast<char*>(weight->data) + source->view_offs;
-    }
-    if (node->view_src != nullptr && layer_of_.count(node->view_src) > 0) {
-        node->data = static_cast<char*>(node->view_src->data) + node->view_offs;
-    }
-    if (!experts_of_.empty()) not_computed_.insert(node);
-    return !failure_.empty() || (!stops_.empty() && stops_.count(ggml_get_name(node)) > 0);
-}
-
-void Residency::on_stop() {
-    let_go(false);
-    if (output_ && output_->is_out() && !surveying_) compute_output();
-}
-
-void Residency::compute_output() {
-    for (const Weight* slice : output_->slices()) {
-        if (failure_.empty()) use(slice->tensor);
-        if (!failure_.empty()) return;
-        try {
-            output_->compute(*slice);
-        } catch (const WindowFailure& failure) {
-            failure_ = failure.what();
-        }
-        if (*cancelled_) failure_ = "the run was cancelled";
-        let_go(false);
-    }
-    output_->put_back();
-}
-
-void Residency::use(const ggml_tensor* weight) {
-    const auto found = unit_of_.find(weight);
-    if (found == unit_of_.end()) return;
-    Unit& unit = *found->second;
-    ++unit.used;
-    if (!unit.held && failure_.empty()) hold(unit);
-}
-
-void Residency::use_experts(LayerExperts& experts, const ggml_tensor* node) {
-    if (!experts.in_cache() || !failure_.empty()) return;
-    const ggml_tensor* ids = node->src[2];
-    const bool routed =
-        ids != nullptr && not_computed_.count(ids) == 0 && not_computed_.count(root_of(ids)) == 0;
-    held_experts_.insert(&experts);
-    try {
-        try {
-            experts.hold_for(node, routed);
-        } catch (const WindowFailure& failure) {
-            experts.leave_cache();
-            try {
-                recover(experts.weights(), failure.what());
-            } catch (const WindowFailure&) {
-                experts.enter_cache();
-                throw;
-            }
-            experts.enter_cache();
-            experts.hold_for(node, routed);
-        }
-    } catch (const WindowFailure& failure) {
-        failure_ = failure.what();
-    }
-}
-
-void Residency::hold(Unit& unit) {
-    static const std::atomic<bool> kNever{false};
-    const std::atomic<bool>& cancelled = cancelled_ != nullptr ? *cancelled_ : kNever;
-    char* slot = nullptr;
-    try {
-        try {
-            slot = options_.streamer->hold(unit.streamed, cancelled);
-        } catch (const WindowFailure& failure) {
-            if (cancelled) throw;
-            recover(*unit.layer, failure.what());
-            slot = options_.streamer->hold(unit.streamed, cancelled);
-        }
-    } catch (const WindowFailure& failure) {
-        failure_ = failure.what();
-        return;
-    }
-    for (size_t i = 0; i < unit.tensors.size(); ++i) unit.tensors[i]->data = slot + unit.places[i];
-    unit.held = true;
-    held_.push_back(&unit);
-}
-
-// The image is gone or damaged: the model's own files may still be there.
-void Residency::recover(LayerWeights& layer, const std::string& why) {
-    try {
-        ComposedFile file = make_file_();
-        layer.make_image(file);
-    } catch (const WindowFailure& second) {
-        const std::string what = second.what();
-        const bool advises = what.find("; ") != std::string::npos;  // as for a full disk
-        throw WindowFailure(why + "; and it cannot be made again: " + what +
-                            (advises
-                                 ? ""
-                                 : "; bring the model to this device again (edged import, edged pull), or "
-                                   "mend its disk"));
-    }
-}
-
-void Residency::let_go(bool all) {
-    for (Unit* unit : held_) {
-        options_.streamer->release(unit->streamed, all || unit->used >= unit->uses);
-        for (ggml_tensor* tensor : unit->tensors) tensor->data = nothing_.data();
-        unit->held = false;
-    }
-    held_.clear();
-    for (LayerExperts* experts : held_experts_) experts->let_go();
-    held_experts_.clear();
-    not_computed_.clear();
 }
 
 }  // namespace edged

@@ -5,7 +5,8 @@
 // where the answer is yes. When it asks about a node that uses a streamed weight, the answer waits until the
 // weight is there. So no node ever computes with a weight that is missing, whatever the graph. The stops,
 // learned once per window, only make room early: without them a graph would be asked about as a whole, and
-// all its weights would have to be there at once.
+// all its weights would have to be there at once. A large matrix is computed with slice by slice, apart from
+// the graph, so that a slice of it is all that must be there.
 #pragma once
 
 #include <ggml.h>
@@ -23,9 +24,11 @@
 #include "graph_survey.hpp"
 #include "layer_experts.hpp"
 #include "layer_weights.hpp"
-#include "output_rows.hpp"
+#include "output_matrix.hpp"
 #include "pages.hpp"
 #include "placement.hpp"
+#include "row_slices.hpp"
+#include "sliced_product.hpp"
 #include "streamer.hpp"
 
 namespace edged {
@@ -52,8 +55,8 @@ class Residency {
 
     // `order`: of this window among those of the device. `make_file` opens the model's files anew. `output`:
     // of the window that ends a model, if its output matrix is streamed as long as there is the window.
-    Residency(ResidencyOptions options, int order, Placement placement, std::unique_ptr<OutputRows> output,
-              MakeFile make_file);
+    Residency(ResidencyOptions options, int order, Placement placement, std::unique_ptr<OutputMatrix> output,
+              int n_threads, MakeFile make_file);
     ~Residency();
     Residency(const Residency&) = delete;
     Residency& operator=(const Residency&) = delete;
@@ -66,16 +69,17 @@ class Residency {
     ResidencyBytes bytes() const;
     std::vector<int64_t> streamed() const;
 
-    // Brings the layers of the loaded window to where they belong; `report` gets the share done, and returns
-    // false to give up. Throws WindowFailure.
-    void load(const llama_model* model, const std::function<bool(float)>& report);
+    // Takes the weights of the loaded window over. They read as zeros until they are brought in. Throws
+    // WindowFailure.
+    void adopt(const llama_model* model);
+    // In between: learns from the graph in which order it uses which weights, and how.
+    void begin_survey();
+    // Brings the layers to where they belong; `report` gets the share done, and returns false to give up.
+    // Throws WindowFailure.
+    void bring_in(const std::function<bool(float)>& report);
     // Changes which layers are streamed, and how many bytes of them stay; no run may be in progress. Throws
     // WindowFailure, and then everything that can be computed before can be computed still.
     void stream(const std::vector<int64_t>& layers, uint64_t spare);
-
-    // Until `end_survey`: learn from the graph in which order it uses which weights.
-    void begin_survey();
-    void end_survey();
 
     // Around each run. `cancelled` ends waiting.
     void begin_run(const std::atomic<bool>& cancelled);
@@ -106,8 +110,13 @@ class Residency {
 
     using Files = std::function<ComposedFile&()>;  // the model's, opened when they are needed
 
+    void survey(ggml_tensor* node);
+    void add_layers();
     void add_layer(std::vector<Weight*> weights, const std::string& image_stem);
-    void compute_output();
+    std::vector<Weight*> cut(std::unique_ptr<RowSlices> rows);
+    void point_wholes();
+    bool is_in_slices(const ggml_tensor* weight) const;
+    void compute_product();
     void send_out(Layer& layer, const LayerWeights::Parts& kept, const Files& files);
     void call_in(LayerWeights& weights, const LayerWeights::Parts& parts, const Files& files);
     std::vector<LayerWeights::Parts> kept_of(const std::set<int64_t>& streamed, uint64_t spare) const;
@@ -124,7 +133,8 @@ class Residency {
     const ResidencyOptions options_;
     const int order_;
     Placement placement_;
-    const std::unique_ptr<OutputRows> output_;
+    const std::unique_ptr<OutputMatrix> output_;
+    SlicedProduct product_;
     std::vector<llama_model_tensor_buft_override> overrides_;
     const MakeFile make_file_;
     Pages pages_;
@@ -138,6 +148,9 @@ class Residency {
 
     bool surveying_ = false;
     GraphSurvey survey_;
+    std::unordered_set<const ggml_tensor*> placed_;  // weights that may be cut
+    std::unordered_set<const ggml_tensor*> not_only_products_;
+    std::unordered_map<const ggml_tensor*, std::unique_ptr<RowSlices>> slices_of_;  // by the matrix
     std::vector<std::unique_ptr<Unit>> units_;
     std::unordered_map<const ggml_tensor*, Unit*> unit_of_;
     std::unordered_set<std::string> stops_;

@@ -17,6 +17,11 @@ constexpr uint64_t kLeastAhead = 2;        // chunks
 constexpr uint64_t kLeastForExperts = 4;   // one part in so many of the read-ahead
 constexpr int kReaders = 2;                // so that a disk has its next order before it has filled the last
 
+// Of two slots that overlap.
+uint64_t least_bytes(uint64_t slot_bytes) {
+    return slot_bytes + kLeastAhead * Streamer::chunk_bytes(slot_bytes);
+}
+
 }  // namespace
 
 void StreamUnit::add(const ImageFile& image, size_t part, uint64_t chunk) {
@@ -28,9 +33,19 @@ void StreamUnit::add(const ImageFile& image, size_t part, uint64_t chunk) {
     bytes_ += length;
 }
 
-Streamer::Streamer(uint64_t read_ahead) : read_ahead_(read_ahead) { share_read_ahead(); }
+Streamer::Streamer(uint64_t read_ahead, uint64_t slice_bytes)
+    : read_ahead_(read_ahead), slice_bytes_(slice_bytes) {
+    share_read_ahead();
+}
 
 Streamer::~Streamer() { close(); }
+
+uint64_t Streamer::beyond_read_ahead(uint64_t slot_bytes) const {
+    const Lock lock(lock_);
+    if (slot_bytes <= slice_bytes_) return 0;
+    const uint64_t least = least_bytes(slot_bytes);
+    return least > read_ahead_ ? least - read_ahead_ : 0;
+}
 
 uint64_t Streamer::chunk_bytes(uint64_t slot_bytes) {
     return std::clamp(whole_pages(slot_bytes / kChunks), kPage, kMostChunk);
@@ -104,8 +119,7 @@ void Streamer::make_slots(uint64_t slot_bytes, Lock& lock) {
     const uint64_t n_slots = std::max<uint64_t>(2, read_ahead_ / slot_bytes_);
     uint64_t total = n_slots * slot_bytes_;
     if (n_slots == 2 && !together_) {
-        const uint64_t least = slot_bytes_ + kLeastAhead * chunk_bytes(slot_bytes_);
-        total = std::min(total, std::max(least, whole_pages(read_ahead_)));
+        total = std::min(total, std::max(least_bytes(slot_bytes_), whole_pages(read_ahead_)));
     }
     arena_ = Pages(total);
     for (uint64_t i = 0; i < n_slots; ++i) {

@@ -73,14 +73,20 @@ struct StreamCounts {
     uint64_t slots = 0;      // bytes that slots and experts take
 };
 
+constexpr uint64_t kSliceBytes = 4U << 20;  // what a disk is asked for at once
+
 class Streamer {
   public:
     // `read_ahead`: bytes that all slots together may take; there are two slots at least, which may overlap.
-    explicit Streamer(uint64_t read_ahead);
+    // Matrices are read in slices of at most `slice_bytes` where their kernels allow that.
+    explicit Streamer(uint64_t read_ahead, uint64_t slice_bytes = kSliceBytes);
     ~Streamer();
     Streamer(const Streamer&) = delete;
     Streamer& operator=(const Streamer&) = delete;
 
+    uint64_t slice_bytes() const { return slice_bytes_; }
+    // What slots that hold more than a slice take at least, beyond the read-ahead.
+    uint64_t beyond_read_ahead(uint64_t slot_bytes) const;
     // For tensors of at most `slot_bytes`. Several chunks are read at once where nothing is in the way.
     static uint64_t chunk_bytes(uint64_t slot_bytes);
     // The units of `owner` from now on, in order of use; owners take their turns by `order`. No unit may be
@@ -145,6 +151,7 @@ class Streamer {
     size_t distance(const StreamUnit& unit) const;
 
     uint64_t read_ahead_;
+    const uint64_t slice_bytes_;
     mutable std::mutex lock_;
     std::condition_variable work_;
     std::condition_variable news_;

@@ -30,6 +30,10 @@ bool sync_data(int descriptor);
 // The descriptor of a file of so many bytes that is in memory only; -1 where there is no such thing.
 int memory_file(uint64_t bytes);
 
+// From now on memory of some size goes back to the system when it is freed, where the C library would keep
+// it.
+void give_freed_memory_back();
+
 // What the calling thread is called in a list of threads; at most 15 characters.
 void name_thread(const char* name);
 

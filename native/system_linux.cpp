@@ -1,5 +1,6 @@
 // Reading past the page cache on Linux: O_DIRECT, which some file systems (tmpfs, for one) refuse.
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -7,6 +8,13 @@
 #include "system.hpp"
 
 namespace edged {
+
+namespace {
+
+constexpr int kOwnMapping = 1 << 20;  // bytes: larger pieces come straight from the system, and return to it
+constexpr int kKeptFree = 8 << 20;    // so that smaller ones are not taken and returned for every token
+
+}  // namespace
 
 UncachedFile open_uncached(const std::string& path, bool direct) {
     if (direct) {
@@ -23,6 +31,15 @@ void forget_cached(int descriptor, off_t offset, off_t length) {
 bool sync_data(int descriptor) { return ::fdatasync(descriptor) == 0; }
 
 void name_thread(const char* name) { ::pthread_setname_np(::pthread_self(), name); }
+
+// glibc learns from what is freed to keep ever larger pieces. libllama reserves tens of megabytes per window
+// that it hardly touches; where these are pieces that were in use before, they are memory all the same.
+void give_freed_memory_back() {
+#ifdef __GLIBC__
+    ::mallopt(M_MMAP_THRESHOLD, kOwnMapping);
+    ::mallopt(M_TRIM_THRESHOLD, kKeptFree);
+#endif
+}
 
 int memory_file(uint64_t bytes) {
     const int descriptor = ::memfd_create("edged", MFD_CLOEXEC);

@@ -17,6 +17,8 @@ bool sync_data(int descriptor) { return ::fsync(descriptor) == 0; }
 
 void name_thread(const char* name) { ::pthread_setname_np(name); }
 
+void give_freed_memory_back() {}
+
 int memory_file(uint64_t) { return -1; }
 
 }  // namespace edged

@@ -108,10 +108,11 @@ class Window {
     void close();
 
   private:
-    std::unique_ptr<OutputRows> output_rows(ComposedFile& file) const;
+    std::unique_ptr<OutputMatrix> output_matrix(ComposedFile& file) const;
     void load(const WindowSource& source, const Progress& progress);
     void create_context();
     void survey();
+    void bring_in(const Progress& progress);
     static bool on_abort_check(void* window);
 
     void check_open() const;

@@ -156,15 +156,17 @@ Window::Window(WindowSource source, WindowOptions options, const Progress& progr
     }
     load(source, progress);
     create_context();
-    if (!options_.rehearsal) survey();
+    if (options_.rehearsal) return;
+    survey();
+    if (residency_) bring_in(progress);
 }
 
-std::unique_ptr<OutputRows> Window::output_rows(ComposedFile& file) const {
+std::unique_ptr<OutputMatrix> Window::output_matrix(ComposedFile& file) const {
     if (options_.residency->output_key.empty()) return nullptr;
     if (!ends_ || reads_tokens_) {
         throw WindowFailure("the output matrix can only be streamed where it is held for nothing else");
     }
-    return std::make_unique<OutputRows>(file, static_cast<int>(options_.n_threads));
+    return std::make_unique<OutputMatrix>(file);
 }
 
 void Window::load(const WindowSource& source, const Progress& progress) {
@@ -182,11 +184,11 @@ void Window::load(const WindowSource& source, const Progress& progress) {
     const Progress halfway = [&](float) { return progress(0.0F); };  // what takes long comes after
     if (options_.residency) {
         try {
-            residency_ =
-                std::make_unique<Residency>(*options_.residency, first_, Placement(file), output_rows(file),
-                                            [header = source.header, segments = source.segments] {
-                                                return ComposedFile(header, segments);
-                                            });
+            residency_ = std::make_unique<Residency>(
+                *options_.residency, first_, Placement(file), output_matrix(file),
+                static_cast<int>(options_.n_threads), [header = source.header, segments = source.segments] {
+                    return ComposedFile(header, segments);
+                });
         } catch (const WindowFailure& failure) {
             throw WindowFailure("cannot load " + layers(first_, last_) + ": " + failure.what());
         }
@@ -205,12 +207,11 @@ void Window::load(const WindowSource& source, const Progress& progress) {
 
     if (residency_) {
         try {
-            residency_->load(model_.get(), progress);
+            residency_->adopt(model_.get());
         } catch (const WindowFailure& failure) {
             throw WindowFailure("cannot load " + layers(first_, last_) + ": " + failure.what());
         }
         taps_.attend(residency_.get());
-        note_residency();
     }
 
     if (llama_model_has_encoder(model_.get()) || !llama_model_has_decoder(model_.get())) {
@@ -264,6 +265,15 @@ void Window::create_context() {
     }
 }
 
+void Window::bring_in(const Progress& progress) {
+    try {
+        residency_->bring_in(progress);
+    } catch (const WindowFailure& failure) {
+        throw WindowFailure("cannot load " + layers(first_, last_) + ": " + failure.what());
+    }
+    note_residency();
+}
+
 // Runs one token through the whole graph, to see that it has the tensors to tap and where the memory went.
 void Window::survey() {
     const ErrorLines errors;
@@ -280,7 +290,6 @@ void Window::survey() {
     }
     const std::string problem = taps_.problem();
     taps_.disarm();
-    if (residency_) residency_->end_survey();
     llama_memory_clear(llama_get_memory(context_.get()), true);
 
     if (!problem.empty()) throw WindowFailure(layers(first_, last_) + ": " + problem);

@@ -12,6 +12,7 @@ from pathlib import Path
 from edged.backend import _native
 
 MICROSECOND = 1e-6
+SLICE_BYTES = _native.SLICE_BYTES  # the most that is read of a matrix at once, where it can be cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,11 @@ class StreamCounts:
 class Streamer:
     """Reads ahead for all windows of one device. Close it after the windows."""
 
-    def __init__(self, read_ahead: int) -> None:
-        """`read_ahead`: bytes that may be held for streamed layers (at least two tensors' worth is taken)."""
-        self._streamer = _native.Streamer(read_ahead)
+    def __init__(self, read_ahead: int, slice_bytes: int = SLICE_BYTES) -> None:
+        """`read_ahead`: bytes that may be held for streamed layers (two slices' worth is taken in any case,
+        and more where a matrix cannot be cut). `slice_bytes`: the most that is read of a matrix at once.
+        """
+        self._streamer = _native.Streamer(read_ahead, slice_bytes)
 
     @property
     def counts(self) -> StreamCounts:

@@ -1,25 +1,28 @@
 """Where a plan wants the layers of a device's windows: on the GPU, in memory, or streamed from disk.
 
-A plan counts in whole layers. Here its bytes are put to better use: the read-ahead gets a tensor to compute
-with and a part of the next one, and tensors of the streamed layers stay in what the plan has for it beyond
-that and in what the plan leaves of the device's memory.
+A plan counts in whole layers. Here its bytes are put to better use: the read-ahead gets a slice to compute
+with and what is to come while that is done, and slices of the streamed layers stay in what the plan has for
+it beyond that and in what the plan leaves of the device's memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edged.backend.residency import Placing
+from edged.backend.residency import SLICE_BYTES, Placing
 from edged.planning.plan import Hop, Plan
 from edged.planning.streamed import spread
-from edged.store.manifest import Manifest
+from edged.store.manifest import Manifest, TensorEntry
 from edged.store.model_profile import model_profile
 
 PAGE = 4096  # bytes: what is read begins and ends on one
-# What comes while a tensor is computed with: memory for it is memory that keeps nothing. So it is one part in
-# so many of what is read for a token at most, as far as it is more than one part in so many of a tensor.
-AHEAD_OF_STREAMED = 32
-AHEAD_OF_TENSOR = 8
+# What comes while others compute: memory for it is memory that keeps nothing. Of a device that streams in
+# one window it saves as much time as it costs, so it is little. Where the ring comes by several times it is
+# filled each time, and may be as much as leaves what is read for a token within a tenth of the least. All are
+# one part in so many.
+AHEAD_OF_ONE_VISIT = 32
+AHEAD_OF_VISITS = 12
+AHEAD_OF_SLICE = 8  # at least
 
 
 def placings_of(plan: Plan, device: str, manifest: Manifest) -> dict[int, Placing]:
@@ -61,12 +64,23 @@ def _buffers(plan: Plan, device: str, hops: Sequence[Hop], manifest: Manifest) -
     if any("_exps." in tensor.name for tensor in tensors):
         return planned, 0  # experts share the buffer, as a cache
     largest = max(-(-tensor.nbytes // PAGE) * PAGE for tensor in tensors)
+    slice_bytes = max(_read_at_once(tensor) for tensor in tensors)
     room = planned + _left(plan, device) + _fewer(hops, manifest)
-    least = largest + largest // AHEAD_OF_TENSOR
+    least = slice_bytes + slice_bytes // AHEAD_OF_SLICE
     read = sum(_streamed_bytes(hop, manifest) for hop in streaming) - max(0, room - least)
-    ahead = max(largest // AHEAD_OF_TENSOR, min(largest, read // AHEAD_OF_STREAMED))
-    read_ahead = min(planned, largest + ahead)
+    if len(streaming) == 1:
+        ahead = min(largest, read // AHEAD_OF_ONE_VISIT)
+    else:
+        ahead = read // max(len(streaming), AHEAD_OF_VISITS)
+    ahead = max(slice_bytes // AHEAD_OF_SLICE, ahead)
+    read_ahead = min(planned, slice_bytes + ahead)
     return read_ahead, max(0, room - read_ahead)
+
+
+def _read_at_once(tensor: TensorEntry) -> int:
+    """Bytes; where its kernels do not let a matrix be cut, the device makes up for it."""
+    whole = -(-tensor.nbytes // PAGE) * PAGE
+    return min(whole, SLICE_BYTES) if len(tensor.shape) == 2 else whole
 
 
 def _left(plan: Plan, device: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edged.backend.native import load_window
-from edged.backend.residency import Streamer
+from edged.backend.residency import SLICE_BYTES, Streamer
 from edged.backend.source import WindowSource
 from edged.planning.plan import ContextOptions
 from edged.store import probe
@@ -87,9 +87,14 @@ def make_bench(models: Callable[[str, str, Shape], Model], tmp_path: Path) -> It
     made: list[Bench] = []
 
     def make(
-        architecture: str = "llama", weights: str = "F16", read_ahead: int = 2**20, shape: Shape = SHAPE
+        architecture: str = "llama",
+        weights: str = "F16",
+        read_ahead: int = 2**20,
+        shape: Shape = SHAPE,
+        slice_bytes: int = SLICE_BYTES,
     ) -> Bench:
-        made.append(Bench(models(architecture, weights, shape), tmp_path / "images", Streamer(read_ahead)))
+        streamer = Streamer(read_ahead, slice_bytes)
+        made.append(Bench(models(architecture, weights, shape), tmp_path / "images", streamer))
         return made[-1]
 
     yield make

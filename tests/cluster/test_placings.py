@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edged.backend.residency import Placing
+from edged.backend.residency import SLICE_BYTES, Placing
 from edged.cluster.placings import placings_of
 from edged.planning.plan import ContextOptions, DeviceExpectation, Expectation, Hop, Plan
 from edged.planning.streamed import spread
@@ -42,7 +42,7 @@ def test_a_device_gets_its_windows_layers_and_one_read_ahead(tmp_path: Path) -> 
     largest = max(whole_pages(tensor.nbytes) for tensor in layers[0].tensors)
     room = 2 * layers[0].weight_bytes  # what the plan has for reading ahead
     read = 3 * layers[0].weight_bytes - (room - largest - largest // 8)
-    assert {one.read_ahead for one in mine.values()} == {largest + max(largest // 8, read // 32)}
+    assert {one.read_ahead for one in mine.values()} == {largest + max(largest // 8, read // 12)}
     spare = room - mine[0].read_ahead
     assert [mine[0].spare, mine[2].spare] == [spare * 2 // 3, spare // 3]  # by streamed layers
     other = placings_of(plan, "a", manifest)[1]
@@ -101,6 +101,16 @@ def test_what_the_plan_leaves_of_the_memory_keeps_tensors(tmp_path: Path) -> Non
     placing, layer = planned(tmp_path, "llama", 10_000)
     assert 0 < placing.read_ahead < layer
     assert placing.read_ahead + placing.spare == layer + 10_000
+
+
+def test_large_matrices_are_read_in_slices(tmp_path: Path) -> None:
+    shape = Shape(n_layers=2, n_embd=1024, n_ff=2560)
+    placing, layer = planned(tmp_path, "llama", 0, shape)
+    tensors = Catalogue(tmp_path).models()[0].layer(0).tensors
+    assert max(tensor.nbytes for tensor in tensors) > SLICE_BYTES
+    read = 2 * layer - (layer - SLICE_BYTES * 9 // 8)
+    assert placing.read_ahead == SLICE_BYTES + max(SLICE_BYTES // 8, read // 32)
+    assert placing.read_ahead + placing.spare == layer
 
 
 def test_a_streamed_output_matrix_has_slots_and_may_stay_in_what_is_left(tmp_path: Path) -> None:
