@@ -20,8 +20,8 @@ KV_BITS: dict[KvType, float] = {
     "q4_0": 4.5,
 }
 
-WINDOW_OVERHEAD = 24 * 2**20  # graph, scheduler and allocator of one loaded window
-ACTIVATIONS_PER_TOKEN = 160  # bytes per token of a frame and per n_embd: the widest moment inside a layer
+WINDOW_OVERHEAD = 6 * 2**20  # graph, scheduler and allocator of one loaded window
+ACTIVATIONS_PER_TOKEN = 112  # bytes per token of a frame and per n_embd: the widest moment inside a layer
 
 
 def kv_bytes_per_layer(model: ModelProfile, context: ContextOptions) -> int:

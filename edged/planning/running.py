@@ -30,24 +30,25 @@ def plan_to_run(
 ) -> Plan:
     """The plan for `wish`, or for the longest context that goes without streaming layers from disk.
 
-    Where no context does, the plan streams, with one sequence of the length wished for (or a shorter one).
+    Where no context does, the plan streams, with one sequence of the length wished for (or a shorter one):
+    then there is one user, whatever the objective.
     rounds: the ring comes by each device so often, where there are several; None for the best number.
     Raises PlanError, with the numbers, where there is no ring at all.
     """
 
-    def planning(company: ClusterProfile) -> Callable[[ContextOptions], Plan]:
+    def planning(company: ClusterProfile, objective: Objective) -> Callable[[ContextOptions], Plan]:
         wishes = Wishes(wish, objective=objective, rounds=rounds)
         return lambda context: _best(company, model, replace(wishes, context=context), epoch)
 
     in_memory = without_disks(cluster)
     try:
-        return with_longest_context(wish, n_ctx_train, planning(in_memory))
+        return with_longest_context(wish, n_ctx_train, planning(in_memory, objective))
     except PlanError as refusal:
         if in_memory == cluster:
             raise
         one = wish.model_copy(update={"n_seq_max": 1})
         try:
-            plan = with_longest_context(one, n_ctx_train, planning(cluster))
+            plan = with_longest_context(one, n_ctx_train, planning(cluster, "latency"))
         except PlanError:
             raise refusal from None
     note = "; ".join(
@@ -116,8 +117,8 @@ def worth_switching(
     """Whether `plan` should replace the plan that runs, both judged by the same profiles.
 
     It should if the running one does not fit any more, or if a request takes at least a tenth less time and
-    what is saved on the tokens to come exceeds the time of the switch. tolerant: the same cluster with so much
-    memory as what runs has to fit in, where that is more than a new plan may take.
+    what is saved on the tokens to come exceeds the time of the switch. tolerant: the same cluster with as
+    much memory as the running one has to fit in, where that is more than a new plan may take.
     """
     if not set(running.devices) <= {device.device for device in cluster.devices}:
         return True
