@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from edged.cli.json_text import json_text
 from edged.cli.options import current_settings, home_option, setting_option
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def command(
     if plot is not None:
         _draw(plot, ring)
     if as_json:
-        click.echo(json.dumps(as_document(plan, devices, help_most), indent=2))
+        click.echo(json_text(as_document(plan, devices, help_most)))
     else:
         runs = status is not None and now is not None and now.model == model.model
         print_plan(sys.stdout, plan, devices, model, help_most, status if runs else None)
