@@ -205,6 +205,7 @@ class Daemon:
             survey=survey,
             profile=self._profile,
             port=settings.port,
+            rounds=settings.rounds,
             say=self._say,
         )
         stack.callback(membership.close)

@@ -35,6 +35,8 @@ class Document(BaseModel):
             first = error.errors()[0]
             where = shown(".".join(str(step) for step in first["loc"])) or "document"
             raise DocumentError(f"not a {cls.__name__}: {where}: {shown(first['msg'], 200)}") from None
+        except (msgpack.exceptions.StackError, RecursionError):
+            raise DocumentError(f"not a {cls.__name__}: it is nested too deeply") from None
         except Exception as error:  # noqa: BLE001 - msgpack raises a dozen unrelated types on bad input
             raise DocumentError(f"not a {cls.__name__}: {shown(str(error), 200)}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from edged.cli.json_text import json_text
 from edged.cli.options import current_settings, home_option, setting_option
 
 if TYPE_CHECKING:
@@ -85,18 +85,22 @@ def command(
         devices = devices.with_head(_head(devices, str(head)))
     running = now.context if now is not None and now.model == model.model else None
     settings = _as_running(settings, flags, running)
+    if status is not None and flags["rounds"] is None and solver == "overlap":
+        settings = replace(settings, rounds=status.rounds)  # others have rounds of their own
+    if solver == "single" and settings.rounds == 1:
+        settings = replace(settings, rounds=None)  # a device alone is visited once
     wishes = _wishes(settings, model, solver, objective, prompt, depth)
     wishes = replace(wishes, any_head=head == "any", keeps_head=head not in (None, "any"))
     with _at_work("looking for the best ring"):
         ring = solve_runnable(devices, model, wishes)
         plan = plan_of(ring, wishes)
-        plan = plan.model_copy(update={"note": _note(ring)})
+        plan = plan.model_copy(update={"note": "; ".join(_notes(ring, settings, wishes))})
     with _at_work("looking for what would help"):
         help_most = upgrades(ring, devices, model, wishes)
     if plot is not None:
         _draw(plot, ring)
     if as_json:
-        click.echo(json.dumps(as_document(plan, devices, help_most), indent=2))
+        click.echo(json_text(as_document(plan, devices, help_most)))
     else:
         runs = status is not None and now is not None and now.model == model.model
         print_plan(sys.stdout, plan, devices, model, help_most, status if runs else None)
@@ -211,12 +215,12 @@ def _wishes(
     depth: int | None,
 ) -> Wishes:
     from edged.errors import SettingsError
-    from edged.planning.context import CHUNK_ALONE, LEAST
+    from edged.planning.context import CHUNK_ALONE, most_positions
     from edged.planning.device_costs import Workload
     from edged.planning.plan import ContextOptions
     from edged.planning.solve import Wishes
 
-    n_ctx = min(settings.ctx or DEFAULT_CTX, max(model.n_ctx_train, LEAST))
+    n_ctx = min(settings.ctx or DEFAULT_CTX, most_positions(model.n_ctx_train))
     typical = Workload()
     workload = Workload(
         prompt=min(typical.prompt, n_ctx) if prompt is None else prompt,
@@ -242,18 +246,21 @@ def _wishes(
     )
 
 
-def _note(ring: RingCost) -> str:
-    """Where a running cluster would do otherwise."""
-    from edged.planning.context import SHORTEST
+def _notes(ring: RingCost, settings: Settings, wishes: Wishes) -> Iterator[str]:
+    """Where this is less than the user wished, and where a running cluster would do otherwise."""
+    from edged.planning.context import SHORTEST, shortened
 
     context = ring.problem.context
+    if settings.ctx is not None and context.n_ctx < settings.ctx:
+        yield shortened(settings.ctx, context.n_ctx)
+    if wishes.rounds is not None and max(1, ring.rounds) != wishes.rounds:
+        yield f"one device runs the whole model, so that --rounds {wishes.rounds} changes nothing"
     shortest = context.n_seq_max == 1 and context.n_ctx < 2 * SHORTEST
-    if shortest or not any(hop.streamed for hop in ring.hops):
-        return ""
-    return (
-        f"layers are read from disk beside a context of {context.n_seq_max} x {context.n_ctx} tokens: a "
-        "running cluster would first try a shorter one; see --parallel and --ctx"
-    )
+    if any(hop.streamed for hop in ring.hops) and not shortest:
+        yield (
+            f"layers are read from disk beside a context of {context.n_seq_max} x {context.n_ctx} tokens: a "
+            "running cluster would first try a shorter one; see --parallel and --ctx"
+        )
 
 
 def _draw(path: Path, ring: RingCost) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from edged.cluster.assignment import Endpoint
 from edged.documents import Document
 from edged.planning.plan import Plan
-from edged.planning.profile import DeviceProfile, LinkProfile
+from edged.planning.profile import DeviceProfile, LinkProfile, Rate, Seconds
 from edged.rpc.messages import MemberStatus
 
 DeviceName = Field(pattern=r"^[^\p{C}]{1,63}$")  # no control characters: it is shown in terminals
@@ -57,8 +57,8 @@ class LinkQuery(Document):
 
 
 class LinkAnswer(Document):
-    latency: float = Field(ge=0)  # seconds one way
-    bandwidth: float = Field(gt=0)  # bytes per second
+    latency: Seconds  # one way
+    bandwidth: Rate  # bytes per second
 
 
 class LeaveNotice(Document):

@@ -21,7 +21,7 @@ from edged.rpc.messages import Progress
 KEEP_FREE = 0.1  # of the memory that is free but for edged's layers: other programs live here too
 RUNTIME_BYTES = 160 * 2**20  # the daemon itself: 116 MiB when idle, 22 the child for templates, and buffers
 MEASURED_SHARE = 8  # a measurement takes one part in so many of the memory for models
-METHOD = 2  # of measuring: figures of another are not comparable
+METHOD = 3  # of measuring: figures of another are not comparable
 USUAL_TYPE = "q4_0"  # of a profile's one figure for all types
 STATUS = Path("/proc/self/status")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from edged.backend import native
 from edged.backend.native import GgmlDevice, Meter, Speed
 from edged.device.machine import last_cache_bytes, shares_memory_with_gpu
+from edged.device.type_speeds import ROUNDS, type_speeds
 from edged.errors import WindowError
 from edged.planning.context import CHUNK_IN_RING
 from edged.planning.profile import ProcessorProfile, TypeSpeed
@@ -32,12 +33,10 @@ TYPES = (
 )
 """What most files are made of, by ggml's names. Others count as the slowest of these."""
 
-TYPE_MS = 30  # per type, set-up aside: five runs and more on a laptop, three on the slowest machine
+TYPE_MS = 30  # per type and round, set-up aside: five runs and more on a laptop, three on the slowest machine
 READ_MS = 60
 DEPTH_OF_ONE = 1024  # positions that one token's attention is measured with: a conversation well under way
 DEPTH_OF_CHUNK = 256  # that a chunk's is: fewer, or a run would take so long that it is always interrupted
-FAR_SLOWER = 4  # times than the fastest type: more than types differ where all have kernels of their own
-REPEATS = 3
 LEAST_MEMORY = 64 * 2**20  # bytes of weights: more than most caches hold, and quickly made
 MOST_MEMORY = 256 * 2**20
 # Seconds of a window, one token, per second of its matrix products alone: norms, activations, additions,
@@ -81,22 +80,7 @@ def measure_processors(
 
 def steps(types: Sequence[str] = TYPES) -> int:
     """How often `measure_processors` calls `step`, where every processor can be measured."""
-    return len(computing_devices()) * (len(types) + 2)
-
-
-def _again_where_interrupted(speeds: dict[str, Speed], meter: Meter, room: int) -> None:
-    """Other programs may have had the cores during all of a type's few runs: what is far slower than the
-    rest is measured again, and the best counts. Types without quick kernels stay slow.
-    """
-    for _ in range(REPEATS):
-        fastest = max((speed.bandwidth for speed in speeds.values()), default=0.0)
-        for ggml_type, speed in speeds.items():
-            if speed.bandwidth * FAR_SLOWER > fastest:
-                continue
-            again = meter.products(ggml_type, batch=CHUNK_IN_RING, milliseconds=TYPE_MS, memory=room)
-            if again is not None:
-                best = Speed(max(speed.bandwidth, again.bandwidth), max(speed.flops, again.flops))
-                speeds[ggml_type] = best
+    return len(computing_devices()) * (ROUNDS * len(types) + 3)
 
 
 def _measure(
@@ -106,18 +90,21 @@ def _measure(
     if not is_cpu:
         room = min(MOST_MEMORY, device.memory_free // 8)
     meter = Meter(device.name, threads)
-    speeds: dict[str, Speed] = {}
-    for ggml_type in types:
+
+    def product(ggml_type: str) -> Speed | None:
+        return meter.products(ggml_type, batch=CHUNK_IN_RING, milliseconds=TYPE_MS, memory=room)
+
+    def attention() -> tuple[float, float]:
         step()
-        speed = meter.products(ggml_type, batch=CHUNK_IN_RING, milliseconds=TYPE_MS, memory=room)
-        if speed is not None:
-            speeds[ggml_type] = speed
-    _again_where_interrupted(speeds, meter, room)
+        one = meter.attention(1, depth=DEPTH_OF_ONE, milliseconds=TYPE_MS)
+        chunk = meter.attention(CHUNK_IN_RING, depth=DEPTH_OF_CHUNK, milliseconds=TYPE_MS)
+        return one or 0.0, chunk or 0.0
+
+    before = attention()
+    speeds = type_speeds(product, types, step)
     if not speeds:
         raise WindowError(f"{device.name} multiplies by no type of weights that edged measures")
-    step()
-    one = meter.attention(1, depth=DEPTH_OF_ONE, milliseconds=TYPE_MS)
-    chunk = meter.attention(CHUNK_IN_RING, depth=DEPTH_OF_CHUNK, milliseconds=TYPE_MS)
+    after = attention()  # some seconds later: an interruption seldom meets both
     step()
     other_work = OTHER_WORK if is_cpu else 1.0
     # A product reads its weights once: memory is at least as fast as the fastest of them.
@@ -134,7 +121,7 @@ def _measure(
         ),
         memory_bandwidth=max(reading),
         run_s=WINDOW_START_S if is_cpu else 0.0,
-        attention_decode=one or 0.0,
-        attention_prefill=chunk or 0.0,
+        attention_decode=max(before[0], after[0]),
+        attention_prefill=max(before[1], after[1]),
         shares_memory=not is_cpu and (device.kind == "igpu" or shares_memory_with_gpu()),
     )

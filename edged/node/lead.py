@@ -41,6 +41,7 @@ class Lead:
         survey: LinkSurvey,
         profile: Callable[[], DeviceProfile],
         port: int,
+        rounds: int | None,
         say: Callable[[str], None],
     ) -> None:
         self._identity = identity
@@ -53,6 +54,7 @@ class Lead:
         self._survey = survey
         self._profile = profile
         self._port = port
+        self._rounds = rounds
         self._say = say
         self._loading = threading.Lock()  # one request brings the model, the others find it there
         self.http = ""
@@ -99,6 +101,7 @@ class Lead:
             waiting_requests=engine.waiting,
             measured_tpot_ms=engine.tpot_ms,
             links=self._survey.known(),
+            rounds=self._rounds,
             profiles=(self._profile(), *(member.report.profile for member in self._membership.alive())),
         )
 

@@ -37,7 +37,7 @@ def with_longest_context(
 
     No context is longer than the model was trained on. Raises PlanError as the wish's own plan would.
     """
-    most = max(n_ctx_train, LEAST)
+    most = most_positions(n_ctx_train)
     trained = wish if wish.n_ctx <= most else wish.model_copy(update={"n_ctx": most})
     refusal: PlanError | None = None
     for context in _smaller(trained):
@@ -51,11 +51,20 @@ def with_longest_context(
     raise refusal
 
 
+def most_positions(n_ctx_train: int) -> int:
+    """The longest context of a model that was trained on so many tokens."""
+    return max(n_ctx_train, LEAST)
+
+
+def shortened(wished: int, trained: int) -> str:
+    """What to say of a context of `trained` tokens in place of the longer one that was wished for."""
+    return f"the model was trained on {trained} tokens: a request gets these, not {wished}"
+
+
 def _note(wish: ContextOptions, trained: ContextOptions, given: ContextOptions) -> str:
     notes = []
     if trained.n_ctx < wish.n_ctx:
-        trained_on = f"the model was trained on {trained.n_ctx} tokens"
-        notes.append(f"{trained_on}: a request gets these, not {wish.n_ctx}")
+        notes.append(shortened(wish.n_ctx, trained.n_ctx))
     if (given.n_seq_max, given.n_ctx) != (trained.n_seq_max, trained.n_ctx):
         notes.append(f"memory has room for {_extent(given)} instead of {_extent(trained)}")
     return "; ".join(notes)

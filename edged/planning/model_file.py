@@ -34,17 +34,17 @@ class ModelFile(Document):
     name: str = ""
     n_layers: int = Field(ge=1, le=512)  # libllama's own limit
     n_embd: int = Field(ge=1, lt=2**31)
-    n_ff: int = Field(default=0, ge=0)  # of a dense layer
-    n_heads: int = Field(ge=1)
-    n_kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=1)
+    n_ff: int = Field(default=0, ge=0, lt=2**31)  # of a dense layer
+    n_heads: int = Field(ge=1, lt=2**31)
+    n_kv_heads: int = Field(ge=1, lt=2**31)
+    head_dim: int = Field(ge=1, lt=2**31)
     n_vocab: int = Field(ge=1, lt=2**31)
     n_ctx_train: int = Field(ge=16, lt=2**31)
-    n_experts: int = Field(default=0, ge=0)
-    n_experts_used: int = Field(default=0, ge=0)
-    n_ff_expert: int = Field(default=0, ge=0)
-    n_ff_shared: int = Field(default=0, ge=0)  # of experts that every token uses
-    n_dense_layers: int = Field(default=0, ge=0)  # the first so many have no experts
+    n_experts: int = Field(default=0, ge=0, lt=2**31)
+    n_experts_used: int = Field(default=0, ge=0, lt=2**31)
+    n_ff_expert: int = Field(default=0, ge=0, lt=2**31)
+    n_ff_shared: int = Field(default=0, ge=0, lt=2**31)  # of experts that every token uses
+    n_dense_layers: int = Field(default=0, ge=0, lt=2**31)  # the first so many have no experts
     tied: bool = False  # the embedding table is the output matrix too
     attention_type: str
     ffn_type: str
@@ -52,7 +52,7 @@ class ModelFile(Document):
     mix: Literal["none", "k_m"] = "none"  # k_m: as llama.cpp's Q4_K_M and Q5_K_M: see `_better`
     output_type: str
     boundaries: Literal["all", "none"] = "all"
-    period: int = Field(default=1, ge=1)  # cuts are preferred at multiples of it
+    period: int = Field(default=1, ge=1, lt=2**31)  # cuts are preferred at multiples of it
 
     def profile(self, model: str) -> ModelProfile:
         layers = tuple(self._layer(index) for index in range(self.n_layers))

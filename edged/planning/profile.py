@@ -6,9 +6,9 @@ Every value is hashable: the coordinator compares whole companies of devices.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from edged.documents import Document
 from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
@@ -21,9 +21,23 @@ __all__ = [
     "LinkProfile",
     "ModelProfile",
     "ProcessorProfile",
+    "Rate",
+    "Seconds",
     "TensorGroup",
     "TypeSpeed",
 ]
+
+
+def _none_or_one(rate: float) -> float:
+    if 0.0 < rate < 1.0:
+        raise ValueError("a rate that was measured is at least 1 a second")
+    return rate
+
+
+# What another device says of itself is divided by, and added up: nothing of it may come out infinite.
+Rate = Annotated[float, Field(ge=1.0, le=1e18)]  # bytes or operations per second
+RateIfKnown = Annotated[float, Field(ge=0.0, le=1e18), AfterValidator(_none_or_one)]  # 0: not measured
+Seconds = Annotated[float, Field(ge=0.0, le=3600.0)]
 
 ANY_TYPE = ""  # of a speed that holds for every type of weights
 
@@ -32,10 +46,8 @@ class TypeSpeed(Document):
     """How fast a processor multiplies by weights of one ggml type."""
 
     type: str  # ggml's name, such as "q4_K"; ANY_TYPE
-    decode: float = Field(gt=0)  # bytes of weights per second, for one token (matrix times vector)
-    prefill: float = Field(
-        gt=0
-    )  # multiply-adds x 2 per second, for a chunk of a prompt (matrix times matrix)
+    decode: Rate  # bytes of weights per second, for one token (matrix times vector)
+    prefill: Rate  # multiply-adds x 2 per second, for a chunk of a prompt (matrix times matrix)
 
 
 class ProcessorProfile(Document):
@@ -45,14 +57,14 @@ class ProcessorProfile(Document):
     kind: Literal["cpu", "gpu"]
     description: str = ""  # for people: "NVIDIA GeForce RTX 3060"
     speeds: tuple[TypeSpeed, ...] = Field(min_length=1)
-    memory_bandwidth: float = Field(gt=0)  # bytes per second of plain reading, as a KV cache is read
+    memory_bandwidth: Rate  # bytes per second of plain reading, as a KV cache is read
     # Multiply-adds x 2 per second of attention to a cache in f16 without flash attention; 0: not measured,
     # and taken to be bound by `memory_bandwidth` alone.
-    attention_decode: float = Field(default=0.0, ge=0)  # one token's
-    attention_prefill: float = Field(default=0.0, ge=0)  # a chunk's
+    attention_decode: RateIfKnown = 0.0  # one token's
+    attention_prefill: RateIfKnown = 0.0  # a chunk's
     memory_budget: int = Field(default=0, ge=0)  # of a GPU: bytes of its memory edged may hold; a CPU's: 0
     shares_memory: bool = False  # its memory is the device's own (Apple, integrated): part of that budget
-    run_s: float = Field(default=0.0, ge=0)  # seconds to start one window's run on it, besides its products
+    run_s: Seconds = 0.0  # seconds to start one window's run on it, besides its products
 
     def speed(self, ggml_type: str) -> TypeSpeed:
         """The speed for `ggml_type`; where that was not measured, the one for any, else the slowest."""
@@ -68,16 +80,16 @@ class DeviceProfile(Document):
     memory_budget: int = Field(ge=0)  # bytes edged may hold: limits, cgroups and --memory respected
     disk_free: int = Field(ge=0)  # bytes for layers: free in the store's file system, or stored there already
     threads: int = Field(ge=1)
-    bandwidth: float = Field(gt=0)  # bytes of weights read per second by a matrix-vector product
-    flops: float = Field(gt=0)  # multiply-adds x 2 per second of a matrix-matrix product
+    bandwidth: Rate  # bytes of weights read per second by a matrix-vector product
+    flops: Rate  # multiply-adds x 2 per second of a matrix-matrix product
     system: str = ""  # operating system and processor, for people
     os: Literal["linux", "macos", "windows", "android", ""] = ""  # "": not known
     processors: tuple[ProcessorProfile, ...] = ()  # the CPU first; (): only `bandwidth` and `flops` are known
-    disk_sequential: float = Field(default=0.0, ge=0)  # bytes per second past the page cache; 0: not measured
-    disk_random: float = Field(default=0.0, ge=0)  # the same in pieces of a page cluster at random places
+    disk_sequential: RateIfKnown = 0.0  # bytes per second past the page cache; 0: not measured
+    disk_random: RateIfKnown = 0.0  # the same in pieces of a page cluster at random places
     # Seconds that a hop takes besides its link's latency when both ends compute: caches are cold and threads
     # must be woken. Measured between daemons: 0.3 ms a hop when idle, 1.1 between computing windows.
-    hop_overhead_s: float = Field(default=0.0008, ge=0)
+    hop_overhead_s: Seconds = 0.0008
 
     @model_validator(mode="after")
     def _cpu_comes_first(self) -> Self:
@@ -109,8 +121,8 @@ class LinkProfile(Document):
 
     source: str  # device id
     target: str
-    latency: float = Field(ge=0)  # seconds one way for a small frame, both ends idle
-    bandwidth: float = Field(gt=0)  # bytes per second
+    latency: Seconds  # one way for a small frame, both ends idle
+    bandwidth: Rate  # bytes per second
 
 
 class ClusterProfile(Document):
@@ -121,8 +133,8 @@ class ClusterProfile(Document):
     devices: tuple[DeviceProfile, ...] = Field(min_length=1)
     links: tuple[LinkProfile, ...] = ()
     # What is assumed of a pair that nobody has measured: a home's Wi-Fi.
-    unmeasured_latency: float = Field(default=0.003, ge=0)  # seconds
-    unmeasured_bandwidth: float = Field(default=20e6, gt=0)  # bytes per second
+    unmeasured_latency: Seconds = 0.003
+    unmeasured_bandwidth: Rate = 20e6  # bytes per second
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:

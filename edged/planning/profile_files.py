@@ -14,7 +14,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 import edged
-from edged.errors import SettingsError
+from edged.errors import SettingsError, shown
 from edged.planning.model_file import ModelFile
 from edged.planning.model_profile import ModelProfile
 from edged.planning.profile import (
@@ -61,7 +61,10 @@ def read_device(path: Path) -> DeviceProfile:
 
 
 def read_cluster(path: Path) -> ClusterProfile:
-    """Devices, each from a file of its own with changes or written out, and links. Raises SettingsError."""
+    """Devices, each from a file of its own with changes or written out, and links. Raises SettingsError.
+
+    A link holds for both directions, unless there is another one for the way back.
+    """
     return _checked(path, lambda table: _cluster(path, table))
 
 
@@ -70,20 +73,36 @@ def _checked(path: Path, make: Callable[[Mapping[str, object]], T]) -> T:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from None
+    except RecursionError:  # of the parser: brackets within brackets
+        raise SettingsError(f"{path} is nested too deeply to be a profile") from None
+    except ValueError as error:  # TOMLDecodeError, what is no UTF-8, and a number of thousands of digits
+        raise SettingsError(f"{path} is not TOML: {shown(str(error), 200)}") from None
     try:
         return make(table)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{path}: {where + ': ' if where else ''}{what}") from None
+        raise SettingsError(f"{path}: {shown(where + ': ' if where else '')}{shown(what, 200)}") from None
     except (_FieldError, ValueError) as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError(f"{path}: {shown(str(error), 1000)}") from None
 
 
-MOST = 1e9  # of any figure in its unit
+# Of each figure in its unit: far less and far more than any device or network has, yet so that no sum or
+# quotient of such figures is infinite. Zero is allowed where it has a meaning, such as a disk not measured.
+PLAUSIBLE: dict[str, tuple[float, float]] = {
+    "memory_gib": (0, 1e6),
+    "disk_free_gb": (0, 1e9),
+    "threads": (1, 4096),
+    "disk_sequential_mb_s": (0.001, 1e6),
+    "disk_random_mb_s": (0.001, 1e6),
+    "decode_gb_s": (0.001, 1e6),
+    "prefill_gflops": (0.001, 1e9),
+    "memory_bandwidth_gb_s": (0.001, 1e6),
+    "run_ms": (0, 60_000),
+    "latency_ms": (0, 60_000),
+    "mbit_s": (0.001, 1e7),
+}
 
 
 class _FieldError(Exception):
@@ -103,11 +122,14 @@ class _Table:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _FieldError(f"{self._at(key)} is not a number")
         if value < 0 or (above_zero and value == 0):
+            need = "more than" if above_zero else "at least"
+            raise _FieldError(f"{self._at(key)} is {shown(str(value), 30)}, but must be {need} 0")
+        least, most = PLAUSIBLE[key]
+        if value != 0 and not least <= value <= most:
+            bounds = f"believable is {least:g} to {most:g}"
             raise _FieldError(
-                f"{self._at(key)} is {value}, but must be {'more than' if above_zero else 'at least'} 0"
+                f"{self._at(key)} is {shown(str(value), 30)}, which is out of all bounds: {bounds}"
             )
-        if not value <= MOST:
-            raise _FieldError(f"{self._at(key)} is {value}, which is out of all bounds")
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -223,20 +245,20 @@ def _cluster(path: Path, raw: Mapping[str, object]) -> ClusterProfile:
     if not devices:
         raise _FieldError("a cluster has a device at least")
     ids = {device.device for device in devices}
-    links = []
+    links: dict[tuple[str, str], LinkProfile] = {}
     for link in table.tables("link"):
         ends = link.pair("between")
         if strange := [end for end in ends if end not in ids]:
             raise _FieldError(f"a link ends at {strange[0]}, which is no device of the cluster")
         if ends[0] == ends[1]:
             raise _FieldError(f"a link goes from {ends[0]} to {ends[0]} itself")
-        links.append(
-            LinkProfile(
-                source=ends[0],
-                target=ends[1],
-                latency=link.number("latency_ms") / 1e3,
-                bandwidth=link.number("mbit_s", above_zero=True) * 1e6 / 8,
-            )
+        if ends in links:
+            raise _FieldError(f"the link from {ends[0]} to {ends[1]} is given twice")
+        links[ends] = LinkProfile(
+            source=ends[0],
+            target=ends[1],
+            latency=link.number("latency_ms") / 1e3,
+            bandwidth=link.number("mbit_s", above_zero=True) * 1e6 / 8,
         )
         link.done()
     network = table.table("network")
@@ -251,7 +273,7 @@ def _cluster(path: Path, raw: Mapping[str, object]) -> ClusterProfile:
             "name": table.text("name", path.stem),
             "head": table.text("head", devices[0].device),
             "devices": devices,
-            "links": tuple(links),
+            "links": tuple(links.values()),
             **changes,
         }
     )

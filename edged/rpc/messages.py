@@ -75,6 +75,7 @@ class StatusAnswer(Document):
     waiting_requests: int = 0
     measured_tpot_ms: float | None = None
     links: tuple[LinkProfile, ...] = ()  # as measured; on a device that is not the head, those of its own
+    rounds: int | None = None  # `edged start --rounds` of the head, as far as it is known here
     profiles: tuple[DeviceProfile, ...] = ()  # what plans are made from; on the head only, its own first
 
 

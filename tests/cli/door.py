@@ -101,6 +101,7 @@ class Door:
         self.plan = make_plan()
         self.profiles: tuple[DeviceProfile, ...] = ()  # none: not the head
         self.links: tuple[LinkProfile, ...] = ()
+        self.rounds: int | None = None
         self.stopped = threading.Event()
 
     def generate(self, request: GenerateRequest) -> ScriptedGeneration:
@@ -165,6 +166,7 @@ class Door:
             active_requests=1,
             measured_tpot_ms=41.25 if self.loaded else None,
             links=self.links,
+            rounds=self.rounds,
             profiles=self.profiles,
         )
 

@@ -56,6 +56,33 @@ def test_rounds_may_be_given(model: str, rounds: int, capsys: pytest.CaptureFixt
     }
 
 
+def test_rounds_without_a_ring_are_said_to_change_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = tmp_path / "alone.toml"
+    cluster.write_text('[[device]]\nid = "pi"\nprofile = "raspberry-pi-5-8gb"\n')
+    args = ["plan", "--cluster", str(cluster), "--model", "smollm2-135m", "--ctx", "512", "--rounds"]
+    plan = json.loads(run(capsys, *args, "5", "--json")[1])
+    assert plan["rounds"] == 1 and "so that --rounds 5 changes nothing" in plan["note"]
+    assert json.loads(run(capsys, *args, "1", "--json")[1])["note"] == ""
+
+
+def test_one_round_is_what_a_single_device_has(capsys: pytest.CaptureFixture[str]) -> None:
+    args = [*SMALL, "--solver", "single", "--json"]
+    assert run(capsys, *args, "--rounds", "1")[:2] == run(capsys, *args)[:2]
+    code, _, err = run(capsys, *args, "--rounds", "2")
+    assert code == 1 and "leave out --rounds" in err
+
+
+def test_a_context_beyond_the_models_is_said_to_be_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--cluster", "pi-and-minis", "--model", "smollm2-135m", "--parallel", "1"]
+    plan = json.loads(run(capsys, "plan", *model, "--ctx", "10000000", "--json")[1])
+    said = "the model was trained on 8192 tokens: a request gets these, not 10000000"
+    assert plan["note"] == said
+    assert f"note      {said}" in run(capsys, "plan", *model, "--ctx", "10000000")[1]
+    assert json.loads(run(capsys, "plan", *model, "--ctx", "8192", "--json")[1])["note"] == ""
+
+
 def test_text_names_devices_and_says_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["plan", "--cluster", "pi-and-minis", "--model", "qwen3-32b", "--parallel", "1", "--ctx", "1024"]
     code, out, _ = run(capsys, *args, "--solver", "memory")
@@ -296,6 +323,17 @@ def test_a_live_plan_is_for_the_context_that_runs(edged: Edged, head: Door) -> N
     head.plan = head.plan.model_copy(update={"context": context})
     assert memory() == memory("--ctx", "512", "--parallel", "2") < memory("--parallel", "8")
     assert memory() < memory("--ctx", "2048")
+
+
+def test_a_live_plan_has_as_many_rounds_as_the_head_was_told(edged: Edged, head: Door) -> None:
+    def rounds(*flags: str) -> int:
+        plan = json.loads(edged("plan", "--objective", "throughput", "--ctx", "512", *flags, "--json").out)
+        return int(plan["rounds"])
+
+    head.rounds = 3
+    assert rounds() == 3
+    assert rounds("--rounds", "2") == 2
+    assert rounds("--solver", "even") == rounds("--solver", "single") == 1
 
 
 def test_what_runs_now_is_shown_beside_what_is_planned(edged: Edged, head: Door, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edged import __version__
+from edged.cli.json_text import json_text
 from edged.cli.main import VERBS, main
 from tests.cli.conftest import Outcome
 from tests.cli.door import ATTACK, Door
@@ -103,6 +105,14 @@ def test_token(edged: Edged, door: Door) -> None:
 def test_status_as_json(edged: Edged, door: Door) -> None:
     status = json.loads(edged("status", "--json").out)
     assert status == json.loads(door.status().model_dump_json())
+
+
+def test_json_has_no_infinity(edged: Edged, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = door.status().model_copy(update={"measured_tpot_ms": math.inf})
+    monkeypatch.setattr(door, "status", lambda: status)
+    assert json.loads(edged("status", "--json").out, parse_constant=pytest.fail)["measured_tpot_ms"] is None
+    values = {"a": (1.5, math.nan), "b": [{"c": -math.inf}]}
+    assert json.loads(json_text(values)) == {"a": [1.5, None], "b": [{"c": None}]}
 
 
 def test_status_for_people(edged: Edged, door: Door) -> None:

@@ -16,6 +16,7 @@ from edged.device import disk, local_device, processors
 from edged.device.cgroup import CgroupMemory
 from edged.device.disk import DiskSpeed
 from edged.device.local_device import RUNTIME_BYTES, measure, memory_budget, own_memory, profile, remembered
+from edged.device.type_speeds import MORE_ROUNDS, ROUNDS
 from edged.errors import WindowError
 from edged.rpc.messages import Progress
 
@@ -92,7 +93,7 @@ def test_a_profile_has_what_was_measured(machine: Machine, tmp_path: Path) -> No
 def test_a_type_that_was_measured_while_others_had_the_cores_is_measured_again(
     machine: Machine, tmp_path: Path
 ) -> None:
-    machine.interrupted = {"q4_K": 3, "q6_K": 4}
+    machine.interrupted = {"q4_K": 3, "q6_K": ROUNDS + MORE_ROUNDS}
     speeds = measure(1, None, tmp_path).processors[0]
     assert speeds.speed("q4_K").decode == IN_A_WINDOW
     assert speeds.speed("q6_K").decode == pytest.approx(IN_A_WINDOW / 100)  # it may really be so slow

@@ -100,6 +100,11 @@ def test_bytes_that_swell(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
             tracemalloc.stop()
 
 
+def test_depth_is_named_as_the_reason() -> None:
+    with pytest.raises(DocumentError, match="not a PartQuery: it is nested too deeply"):
+        PartQuery.unpack(_BOMBS["lists in lists"])
+
+
 def test_fields_of_any_value() -> None:
     rng = random.Random(2)
     read = 0

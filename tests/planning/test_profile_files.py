@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
 
+import msgpack
 import pytest
 
-from edged.errors import SettingsError
+from edged.errors import DocumentError, SettingsError
+from edged.planning.profile import DeviceProfile
 from edged.planning.profile_files import find, names, read_cluster, read_device, read_model
 
 GIB = 2**30
@@ -105,6 +109,20 @@ mbit_s = 800
         (DEVICE.replace("decode_gb_s = 10", "decode_gb_s = 0"), "decode_gb_s is 0, but must be more than 0"),
         (DEVICE.replace("threads = 4", "threads = 0"), "threads is 0, but must be more than 0"),
         (DEVICE.replace("threads = 4", "threads = 4\ndisk_random_mb_s = -1"), "disk_random_mb_s is -1, but"),
+        (
+            DEVICE.replace("decode_gb_s = 10", "decode_gb_s = 1e-308"),
+            "decode_gb_s is 1e-308, which is out of",
+        ),
+        (DEVICE.replace("decode_gb_s = 10", "decode_gb_s = 1e7"), "believable is 0.001 to 1e+06"),
+        (DEVICE.replace("prefill_gflops = 100", "prefill_gflops = nan"), "prefill_gflops is nan"),
+        (DEVICE.replace("threads = 4", "threads = 5000"), "threads is 5000, which is out of all bounds"),
+        (
+            DEVICE.replace("threads = 4", "threads = 4\ndisk_sequential_mb_s = 1e-9"),
+            "disk_sequential_mb_s is",
+        ),
+        (DEVICE.replace("threads = 4", f"threads = {'9' * 5000}"), "is not TOML"),
+        (DEVICE.replace("threads = 4", f"threads = 0x{'f' * 5000}"), "box.toml: "),
+        ("a = " + "[" * 20_000 + "]" * 20_000, "is nested too deeply"),
         (DEVICE.replace('"cpu"', '"gpu"'), "the first processor is the CPU"),
     ],
 )
@@ -115,6 +133,55 @@ def test_a_wrong_device_is_refused_by_file_and_field(tmp_path: Path, text: str, 
         read_device(path)
     assert says in caught.value.message and "box.toml" in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("read", [read_device, read_cluster, read_model])
+def test_brackets_in_brackets_are_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "deep.toml"
+    for text in ("a = " + "[" * 20_000 + "]" * 20_000, "a = " + "{a = " * 20_000 + "1" + "}" * 20_000):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match=r"deep\.toml is nested too deeply"):
+            read(path)
+
+
+LINKED = """
+[[device]]
+id = "a"
+profile = "raspberry-pi-5-8gb"
+[[device]]
+id = "b"
+profile = "raspberry-pi-5-8gb"
+"""
+
+
+def _link(source: str, target: str, mbit_s: float) -> str:
+    return f'[[link]]\nbetween = ["{source}", "{target}"]\nlatency_ms = 1\nmbit_s = {mbit_s}\n'
+
+
+def test_a_link_is_given_once(tmp_path: Path) -> None:
+    path = tmp_path / "home.toml"
+    path.write_text(LINKED + _link("a", "b", 80) + _link("a", "b", 90))
+    with pytest.raises(SettingsError, match="the link from a to b is given twice"):
+        read_cluster(path)
+
+
+def test_the_way_back_may_have_a_link_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "home.toml"
+    path.write_text(LINKED + _link("a", "b", 80) + _link("b", "a", 8))
+    home = read_cluster(path)
+    assert [home.link(*ends).bandwidth for ends in ("ab", "ba")] == pytest.approx([1e7, 1e6])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("bandwidth", 1e-308), ("flops", inf), ("disk_sequential", 1e-9), ("disk_random", nan)],
+)
+def test_no_device_says_of_itself_what_cannot_be(field: str, value: float) -> None:
+    path = find("devices", "raspberry-pi-5-8gb")
+    assert path is not None
+    told = {**read_device(path).model_dump(), field: value}
+    with pytest.raises(DocumentError, match=field):
+        DeviceProfile.unpack(msgpack.packb(told))
 
 
 def test_what_is_read_at_once_follows_from_the_tensors() -> None:
