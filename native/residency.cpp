@@ -330,18 +330,19 @@ void Residency::make_units() {
             if (uses.count(weight->tensor) == 0) in_order.push_back(weight->tensor);
         }
     }
+    const uint64_t unit_bytes = std::max(slot_bytes_, options_.streamer->unit_bytes());
     std::vector<std::unique_ptr<Unit>> units;
     for (const ggml_tensor* weight : in_order) {
         LayerWeights* layer = layer_of_.at(weight);
         const size_t part = layer->part_of(weight);
         if (layer->at_home(part) || experts_of_.count(weight) > 0) continue;
         const uint64_t bytes = layer->image().part(part).length;
-        if (units.empty() || units.back()->layer != layer || units.back()->bytes + bytes > slot_bytes_) {
+        if (units.empty() || units.back()->layer != layer || units.back()->bytes + bytes > unit_bytes) {
             units.push_back(std::make_unique<Unit>());
             units.back()->layer = layer;
         }
         Unit& unit = *units.back();
-        unit.streamed.add(layer->image(), part, Streamer::chunk_bytes(slot_bytes_));
+        unit.streamed.add(layer->image(), part, Streamer::chunk_bytes(unit_bytes));
         unit.tensors.push_back(const_cast<ggml_tensor*>(weight));
         unit.places.push_back(unit.bytes);
         unit.bytes += bytes;
@@ -356,7 +357,7 @@ void Residency::make_units() {
         return unit != unit_of_.end() ? unit->second : nullptr;
     };
     const bool together = survey_.needs_several(unit_of, stops_);
-    options_.streamer->set_units(this, order_, std::move(streamed), slot_bytes_, together);
+    options_.streamer->set_units(this, order_, std::move(streamed), unit_bytes, together);
     units_ = std::move(units);
 }
 

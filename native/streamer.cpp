@@ -11,6 +11,7 @@ namespace edged {
 namespace {
 
 constexpr uint64_t kMostRead = 4U << 20;   // bytes: large enough for any disk, small enough to share out
+constexpr uint64_t kUnits = 4;             // of the read-ahead
 constexpr uint64_t kMostChunk = 1U << 20;  // by so much a unit may come nearer to the one in its way
 constexpr uint64_t kChunks = 4;            // of the largest unit, at least
 constexpr uint64_t kLeastAhead = 2;        // chunks
@@ -33,12 +34,24 @@ void StreamUnit::add(const ImageFile& image, size_t part, uint64_t chunk) {
     bytes_ += length;
 }
 
+bool StreamUnit::in_one_read(const Chunk& one, const Chunk& next) const {
+    const Piece& a = pieces_[one.piece];
+    const Piece& b = pieces_[next.piece];
+    return a.image == b.image &&
+           a.image->part(a.part).offset - a.place == b.image->part(b.part).offset - b.place;
+}
+
 Streamer::Streamer(uint64_t read_ahead, uint64_t slice_bytes)
     : read_ahead_(read_ahead), slice_bytes_(slice_bytes) {
     share_read_ahead();
 }
 
 Streamer::~Streamer() { close(); }
+
+uint64_t Streamer::unit_bytes() const {
+    const Lock lock(lock_);
+    return std::min(kMostRead, read_ahead_ / kUnits / kPage * kPage);
+}
 
 uint64_t Streamer::beyond_read_ahead(uint64_t slot_bytes) const {
     const Lock lock(lock_);
@@ -426,8 +439,11 @@ void Streamer::read_some(StreamUnit& unit, Lock& lock) {
     for (; first + count < unit.chunks_.size(); ++count, ++unit.chunks_taken_) {
         const StreamUnit::Chunk& more = chunk_of(unit, first + count);
         const bool too_long = range.length + more.length > kMostRead;
-        if (more.piece != range.piece || too_long || in_the_way(unit, first + count) != nullptr) break;
-        range.from = std::min(range.from, more.from);
+        if (too_long || !unit.in_one_read(range, more) || in_the_way(unit, first + count) != nullptr) break;
+        if (more.piece < range.piece || (more.piece == range.piece && more.from < range.from)) {
+            range.piece = more.piece;
+            range.from = more.from;
+        }
         range.length += more.length;
     }
     const StreamUnit::Piece piece = unit.pieces_[range.piece];

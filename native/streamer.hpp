@@ -36,7 +36,8 @@ class StreamUnit {
         size_t part = 0;
         uint64_t place = 0;  // within the unit
     };
-    // The part is read in pieces of `chunk` bytes: see `Streamer::chunk_bytes`.
+    // The part is read in pieces of `chunk` bytes: see `Streamer::chunk_bytes`. Parts that follow one another
+    // in the image are read as one.
     void add(const ImageFile& image, size_t part, uint64_t chunk);
 
     uint64_t bytes() const { return bytes_; }
@@ -50,6 +51,8 @@ class StreamUnit {
         uint64_t from = 0;
         uint64_t length = 0;
     };
+    // Whether chunks that follow one another here do so in the image too.
+    bool in_one_read(const Chunk& one, const Chunk& next) const;
 
     std::vector<Piece> pieces_;
     std::vector<Chunk> chunks_;
@@ -73,7 +76,7 @@ struct StreamCounts {
     uint64_t slots = 0;      // bytes that slots and experts take
 };
 
-constexpr uint64_t kSliceBytes = 4U << 20;  // what a disk is asked for at once
+constexpr uint64_t kSliceBytes = 1U << 20;  // the least that a disk should be asked for at once
 
 class Streamer {
   public:
@@ -85,6 +88,9 @@ class Streamer {
     Streamer& operator=(const Streamer&) = delete;
 
     uint64_t slice_bytes() const { return slice_bytes_; }
+    // As much as units should have where one tensor or slice is less: so that some of them fit, and disks are
+    // asked for large pieces.
+    uint64_t unit_bytes() const;
     // What slots that hold more than a slice take at least, beyond the read-ahead.
     uint64_t beyond_read_ahead(uint64_t slot_bytes) const;
     // For tensors of at most `slot_bytes`. Several chunks are read at once where nothing is in the way.

@@ -21,7 +21,7 @@ PAGE = 4096  # bytes: what is read begins and ends on one
 # filled each time, and may be as much as leaves what is read for a token within a tenth of the least. All are
 # one part in so many.
 AHEAD_OF_ONE_VISIT = 32
-AHEAD_OF_VISITS = 12
+AHEAD_OF_VISITS = 11  # with the slice that is computed with
 AHEAD_OF_SLICE = 8  # at least
 
 
@@ -71,7 +71,7 @@ def _buffers(plan: Plan, device: str, hops: Sequence[Hop], manifest: Manifest) -
     if len(streaming) == 1:
         ahead = min(largest, read // AHEAD_OF_ONE_VISIT)
     else:
-        ahead = read // max(len(streaming), AHEAD_OF_VISITS)
+        ahead = min(read // len(streaming), read // AHEAD_OF_VISITS - slice_bytes)
     ahead = max(slice_bytes // AHEAD_OF_SLICE, ahead)
     read_ahead = min(planned, slice_bytes + ahead)
     return read_ahead, max(0, room - read_ahead)
