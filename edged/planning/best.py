@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
-from edged.planning import every_ring, overlap, ranges
+from edged.planning import every_ring, exhaustive, overlap, ranges
 from edged.planning.cost import Problem, RingCost
 from edged.planning.near import Near, improved
 from edged.planning.plan import Objective
@@ -25,6 +26,8 @@ def best_ring(problem: Problem, objective: Objective, rounds: int | None = None)
 
     rounds: the ring comes by each device so often, where there can be a ring; None for the best number.
     """
+    if rounds is None and exhaustive.small_enough(problem):
+        return exhaustive.best_ring(problem, objective)
     windows = Windows(problem, objective)
     found = [windows.alone()] if rounds is None or not can_share(problem) else []
     if can_share(problem):
@@ -38,6 +41,11 @@ def best_ring(problem: Problem, objective: Objective, rounds: int | None = None)
 def can_share(problem: Problem) -> bool:
     """Whether there is anybody to share the model with, and it can be cut."""
     return bool(problem.model.boundaries) and len(problem.devices) > 1 and problem.model.n_layers > 1
+
+
+def exact(problem: Problem) -> bool:
+    """Whether no solver can find a better ring."""
+    return exhaustive.small_enough(problem) or regular(problem)
 
 
 def regular(problem: Problem) -> bool:
@@ -64,7 +72,7 @@ def _near_average(problem: Problem, objective: Objective, rounds: int | None) ->
     enough = inf
     small = len(problem.of.places) * len(problem.devices) <= SMALL
     for above in ABOVE_AVERAGE:
-        rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
+        rough = replace(problem, model=alike(problem.model, above))
         counts = overlap.best_counts(rough, objective, rounds)
         if counts is None:
             continue
@@ -112,7 +120,7 @@ def _by_single_cuts(
 ) -> list[RingCost | None]:
     starts: list[Placed] = []
     for above in ABOVE_AVERAGE:
-        rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
+        rough = replace(problem, model=alike(problem.model, above))
         ring = overlap.best_ring(rough, objective, rounds)
         if ring is None:
             continue

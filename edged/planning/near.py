@@ -74,8 +74,7 @@ def hops(holder: Holder, ends: Counted, deals: Sequence[Deal]) -> list[Hop]:
         hops_of_windows(name, [(int(ends[at]), int(ends[at + 1])) for at in range(i, len(ends) - 1, n)], deal)
         for i, (name, deal) in enumerate(zip(holder.names, deals, strict=True))
     ]
-    on_gpu = last - first if deals[0].closing_gpu else 0
-    closing = Hop(device=holder.names[0], first=first, last=last, gpu_layers=on_gpu)
+    closing = deals[0].closing.hop(holder.names[0], first, last)
     return [*(own[turn] for turn in range(len(held[0])) for own in held), closing]
 
 

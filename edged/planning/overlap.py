@@ -112,10 +112,9 @@ def hops_of(problem: Problem, counts: Counts, closing: int) -> tuple[Hop, ...]:
         for device, deal in zip(counts.order, counts.deals, strict=True)
     }
     head = counts.order[0]
-    on_gpu = closing if counts.deals[0].closing_gpu else 0
     return (
         *(next(by_device[device]) for device, _, _ in windows),
-        Hop(device=head, first=last[0], last=last[1], gpu_layers=on_gpu),
+        counts.deals[0].closing.hop(head, *last),
     )
 
 

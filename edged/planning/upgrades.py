@@ -10,7 +10,7 @@ from edged.errors import PlanError
 from edged.planning.cost import RingCost
 from edged.planning.model_profile import ModelProfile
 from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile
-from edged.planning.runnable import MOST_SOLVED, solve_runnable
+from edged.planning.runnable import solve_runnable
 from edged.planning.solve import Wishes
 from edged.planning.uneven import alike
 
@@ -20,7 +20,6 @@ CABLE_LATENCY = 0.0004  # seconds through gRPC, TLS and a gigabit switch
 CABLE_BANDWIDTH = 117e6  # bytes per second: gigabit Ethernet's payload
 LEAST_GAIN = 0.01  # of the whole, below which nothing is worth mentioning
 MOST_IDEAS = 3  # looked at with every layer as it is
-ROUGHLY = 4  # rings to find which they are
 MOST_DEVICES = 16  # of a cluster; above, only those are looked at that hold the ring up most
 
 
@@ -58,13 +57,13 @@ def upgrades(
 
 def _promising(ideas: list[_Idea], model: ModelProfile, wishes: Wishes) -> list[_Idea]:
     """The best few as if all layers were the average one: that is many times quicker to solve."""
-    goals = [(_goal(idea, model, wishes, ROUGHLY), i) for i, idea in enumerate(ideas)]
+    goals = [(_goal(idea, model, wishes), i) for i, idea in enumerate(ideas)]
     return [ideas[i] for goal, i in sorted(goals)[:MOST_IDEAS] if goal < inf]
 
 
-def _goal(idea: _Idea, model: ModelProfile, wishes: Wishes, most: int = MOST_SOLVED) -> float:
+def _goal(idea: _Idea, model: ModelProfile, wishes: Wishes) -> float:
     try:
-        return solve_runnable(idea.changed, model, wishes, most).goal(wishes.objective)
+        return solve_runnable(idea.changed, model, wishes).goal(wishes.objective)
     except PlanError:  # more of something never hurts, but a given assignment may not profit
         return inf
 

@@ -46,7 +46,7 @@ def test_costs_are_those_of_the_cost_model(rounds: int) -> None:
             row=np.arange(len(asked)),
             column=np.zeros(len(asked), dtype=np.int64),
             gpu=np.array([one[3] for one in asked]),
-            closing_gpu=np.zeros(len(asked), dtype=bool),
+            closing=np.zeros(len(asked), dtype=np.int64),
             places=np.array([one[4] for one in asked]),
         )
     )
