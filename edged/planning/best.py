@@ -10,14 +10,15 @@ from edged.planning import every_ring, exhaustive, overlap, ranges
 from edged.planning.cost import Problem, RingCost
 from edged.planning.near import Near, improved
 from edged.planning.plan import Objective
+from edged.planning.polish import polished
 from edged.planning.uneven import Placed, Windows, alike
 
 ABOVE_AVERAGE = (0.0, 0.25, 0.5, 1.0)  # sizes of layers to start from, between the average and the largest
 MOST_IMPROVED = 2  # rings, the best to start with
 HOPEFUL = 1.25  # of what the head alone takes: moving cuts seldom gains more than a fifth
-REACHED = 1.002  # of what the average layer takes: there is no need to look further
-SMALL = 100  # places times devices: there more starts take no time
-SMALL_ROUNDS = 1, 2, 3
+FEW_ROUNDS = 1, 2
+FEW_DEVICES = 8  # for which there is time to begin with several rings
+MOST_POLISHED = 3
 FEW_PLACES = 20  # where cuts are so few, each of them is moved by itself
 
 
@@ -29,13 +30,36 @@ def best_ring(problem: Problem, objective: Objective, rounds: int | None = None)
     if rounds is None and exhaustive.small_enough(problem):
         return exhaustive.best_ring(problem, objective)
     windows = Windows(problem, objective)
-    found = [windows.alone()] if rounds is None or not can_share(problem) else []
-    if can_share(problem):
-        bound = min((cost.goal(objective) for cost in found if cost is not None), default=inf)
-        found += _rings(problem, objective, windows, bound, rounds)
-    return min(
-        (cost for cost in found if cost is not None), key=lambda cost: cost.goal(objective), default=None
-    )
+    alone = windows.alone() if rounds is None or not can_share(problem) else None
+    if not can_share(problem):
+        return alone
+    bound = inf if alone is None else alone.goal(objective)
+    found = [ring for ring in _rings(problem, objective, windows, bound, rounds) if ring is not None]
+    if (
+        rounds is None
+        and len(problem.devices) <= FEW_DEVICES
+        and (objective == "throughput" or any(_streams(ring) for ring in found))
+    ):
+        found += _of_few_rounds(problem, objective)
+    starts = sorted({ring.hops: ring for ring in found}.values(), key=lambda ring: ring.goal(objective))
+    rings = [polished(ring, objective, rounds is not None) for ring in starts[:MOST_POLISHED]]
+    rings.sort(key=lambda ring: ring.goal(objective))
+    rings = [polished(ring, objective, rounds is not None, thoroughly=True) for ring in rings[:1]]
+    rings += [] if alone is None else [alone]
+    return min(rings, key=lambda ring: ring.goal(objective), default=None)
+
+
+def _streams(ring: RingCost) -> bool:
+    return any(hop.streamed for hop in ring.hops)
+
+
+def _of_few_rounds(problem: Problem, objective: Objective) -> list[RingCost]:
+    """Rings to begin with: where windows need not come in rounds, the best are often near these."""
+    found: list[RingCost] = []
+    for rounds in FEW_ROUNDS:
+        for ring in _rings(problem, objective, Windows(problem, objective), inf, rounds):
+            found += [] if ring is None else [ring]
+    return found
 
 
 def can_share(problem: Problem) -> bool:
@@ -56,7 +80,7 @@ def regular(problem: Problem) -> bool:
 
 def _rings(
     problem: Problem, objective: Objective, windows: Windows, bound: float, rounds: int | None
-) -> list[RingCost | None]:
+) -> Sequence[RingCost | None]:
     """Rings of several devices. `bound`: what the head alone takes."""
     if regular(problem):
         found = overlap.best_counts(problem, objective, rounds, bound)
@@ -66,32 +90,22 @@ def _rings(
     return _by_single_cuts(problem, objective, windows, bound, rounds)
 
 
-def _near_average(problem: Problem, objective: Objective, rounds: int | None) -> list[RingCost | None]:
-    """From the best ring of the average layer; where that cannot be reached, of larger layers too."""
-    found: list[RingCost | None] = []
-    enough = inf
-    small = len(problem.of.places) * len(problem.devices) <= SMALL
+def _near_average(problem: Problem, objective: Objective, rounds: int | None) -> list[RingCost]:
+    """Near the best ring of the average layer; where none of those fits, of larger layers."""
     for above in ABOVE_AVERAGE:
         rough = replace(problem, model=alike(problem.model, above))
         counts = overlap.best_counts(rough, objective, rounds)
         if counts is None:
             continue
         ring = _improved(problem, counts[0], objective)
-        for fewer in range(counts[0].rounds - 1, 0, -1):  # where there are few places to cut at
-            if ring is None and rounds is None and (again := overlap.best_counts(rough, objective, fewer)):
-                ring = _improved(problem, again[0], objective)
-        found.append(ring)
-        if enough == inf:
-            enough = REACHED * counts[1].goal(objective)
-        if small and rounds is None:
-            found += [
-                _improved(problem, other[0], objective)
-                for k in SMALL_ROUNDS
-                if (other := overlap.best_counts(rough, objective, k))
-            ]
-        elif ring is not None and ring.goal(objective) <= enough:
-            break
-    return found
+        fewer = counts[0].rounds
+        while ring is None and rounds is None and fewer > 1:  # where there are few places to cut at
+            fewer = fewer * 3 // 4
+            again = overlap.best_counts(rough, objective, fewer)
+            ring = None if again is None else _improved(problem, again[0], objective)
+        if ring is not None:
+            return [ring]
+    return []
 
 
 def _improved(problem: Problem, counts: overlap.Counts, objective: Objective) -> RingCost | None:

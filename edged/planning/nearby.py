@@ -26,7 +26,7 @@ def ask(holder: Holder, device: Counted, first: Counted, last: Counted, deals: S
     row = np.repeat(np.arange(len(device)), counts[device])
     column = np.arange(len(row)) - np.repeat(np.cumsum(counts[device]) - counts[device], counts[device])
     gpu, closing, places = every[starts[device[row]] + column].T
-    return Asked(device, first, last, row, column, gpu, closing, places)
+    return Asked(device, first, last, np.zeros_like(device), row, column, gpu, closing, places)
 
 
 def _near_ways(device: DeviceCosts, deal: Deal, closings: int) -> list[tuple[int, int, int]]:

@@ -28,8 +28,9 @@ class Asked:
     """Sets of windows, a row each, and the ways to try: of each row several, one after the other."""
 
     device: Counted  # (rows,): index among the devices
-    first: Counted  # (rows, rounds): layers [first, last)
+    first: Counted  # (rows, windows): layers [first, last); an empty window is none
     last: Counted
+    tail: Counted  # (rows,): where the head's last window begins, an index into `Holder.tails`
     row: Counted  # (ways,)
     column: Counted  # (ways,): counted within the row
     gpu: Counted  # (ways,): layers on the GPU
@@ -84,10 +85,11 @@ class Shares:
 class Holder:
     """The figures of a problem's layers and of some of its devices, the head first, as arrays."""
 
-    def __init__(self, problem: Problem, names: Sequence[str]) -> None:
+    def __init__(self, problem: Problem, names: Sequence[str], most_closing: int = 1) -> None:
+        """most_closing: places' worth of layers that the last window may have."""
         self.problem, self.names = problem, tuple(names)
         self.devices = [problem.devices[name] for name in names]
-        self.closing = problem.of.places[-2], problem.of.places[-1]
+        self.tails = tuple(reversed(problem.of.places[1:-1]))[:most_closing]  # the shortest window first
         of = problem.of
         self.closings = closings(self.devices[0], of)
         self._weights, cache = np.array(of.weights.prefix), np.array(of.cache.prefix)
@@ -104,18 +106,27 @@ class Holder:
         self._shared = np.array([float(one.gpu_shares) for one in self.devices])
         self._speed = np.array([one.disk for one in self.devices])
         # what is left beside the closing window
-        self._left = np.array([[self._beside(one, how) for how in self.closings] for one in self.devices])
-        streamed = [how.streamed for how in self.closings]
-        self._closing_buffer = np.where(streamed, max(of.model.layer_bytes[slice(*self.closing)]), 0.0)
+        self._left = np.array(
+            [
+                [[self._beside(one, at, how) for how in self.closings] for at in self.tails]
+                for one in self.devices
+            ]
+        )
+        self._closing_buffer = np.array(
+            [[max(of.model.layer_bytes[at:]) * how.streamed for how in self.closings] for at in self.tails],
+            dtype=np.float64,
+        )
         self._closing_gpu = np.array([how.gpu for how in self.closings])
         self._mixes = problem.mixes
 
-    def _beside(self, device: DeviceCosts, how: Closing) -> tuple[float, float, float, float, float]:
+    def _beside(
+        self, device: DeviceCosts, first: int, how: Closing
+    ) -> tuple[float, float, float, float, float]:
         """Bytes of RAM, VRAM and disk, and the seconds that the closing window and its disk take."""
         left = float(device.profile.memory_budget), float(device.gpu_budget), float(device.profile.disk_free)
         if device.profile.device != self.problem.head:
             return *left, 0.0, 0.0
-        first, last = self.closing
+        last = self.problem.model.n_layers
         own = visit(device, self.problem.of, how.hop(device.profile.device, first, last))
         if not np.isfinite(own.disk):
             return -1.0, -1.0, -1.0, 0.0, 0.0
@@ -136,10 +147,12 @@ class _Batch:
         self.first, self.last = asked.first[asked.row], asked.last[asked.row]
         self.rooms = self.last - self.first
         self.total = self.rooms.sum(axis=1)
+        self.windows = (self.rooms > 0).sum(axis=1)
+        tail = asked.tail[asked.row]
         self.gpu = np.minimum(asked.gpu, self.total)
-        left = holder._left[self.device, asked.closing]
+        left = holder._left[self.device, tail, asked.closing]
         self.memory, self.gpu_memory, self.disk_free, self.fixed, self.reading = left.T
-        self.closing_buffer = np.where(self.device == 0, holder._closing_buffer[asked.closing], 0.0)
+        self.closing_buffer = np.where(self.device == 0, holder._closing_buffer[tail, asked.closing], 0.0)
         self.cpu = spread_many(self.total - self.gpu, self.rooms)
         self.on_gpu = self.rooms - self.cpu
 
@@ -154,7 +167,7 @@ class _Batch:
         if not holder._mixes:
             gpu = (self.gpu > 0) | ((self.device == 0) & holder._closing_gpu[asked.closing])
             fits &= ~(gpu & ((streamed > 0) | (self.closing_buffer > 0)))
-        windows = self.rooms.shape[1] + (self.device == 0)  # the head has the closing one besides
+        windows = self.windows + (self.device == 0)  # the head has the closing one besides
         stage = np.maximum(busy + windows * holder._hop_overhead[self.device], disk)
         shape = len(asked.device), int(asked.column.max(initial=0)) + 1
 
@@ -182,7 +195,7 @@ class _Batch:
 
     def _least_streamed(self) -> tuple[Counted, Truths]:
         """As few layers as memory demands, in some window as many as the buffer has places; and what fits."""
-        rounds, places = self.rooms.shape[1], self.asked.places
+        rounds, places = self.windows, self.asked.places
         step = float(max(self.of.model.layer_bytes))
         least = np.where(places > 0, (places - 1) * rounds + 1, 0)
         most = np.where(places > 0, self.total - self.gpu, 0)
@@ -211,7 +224,7 @@ class _Batch:
         taken = before - kept[first] + cache[last] - cache[first_streamed]
         buffer = self.holder._largest[first_streamed, last].max(axis=1) * self.asked.places[of]
         buffer = np.maximum(buffer, self.closing_buffer[of])
-        taken = taken.sum(axis=1) + overhead * self.rooms.shape[1] + buffer
+        taken = taken.sum(axis=1) + overhead * self.windows[of] + buffer
         return taken + on_gpu * self.holder._shared[self.device[of]], on_gpu
 
     def _seconds(self, streamed: Counted) -> tuple[Grid, Grid]:
@@ -222,7 +235,7 @@ class _Batch:
         on_cpu = cpu[device, first_gpu] - cpu[device, self.first]
         on_cpu = on_cpu + cpu[device, self.last] - cpu[device, first_streamed]
         compute = on_cpu + gpu[device, first_streamed] - gpu[device, first_gpu]
-        run = holder._cpu_run[device] + holder._gpu_run[device] * (self.on_gpu > 0)
+        run = holder._cpu_run[device] * (self.rooms > 0) + holder._gpu_run[device] * (self.on_gpu > 0)
         if not streamed.any():
             return (compute + run).sum(axis=1), np.zeros(len(compute))
         speed = np.where(holder._speed > 0, holder._speed, 1.0)[device]

@@ -128,9 +128,6 @@ def _with_head(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> 
         found.append(Windows(in_ring, wishes.objective).alone())  # smaller chunks take less memory
     if wishes.solver == "overlap":
         found.append(best.best_ring(in_ring, wishes.objective, wishes.rounds))
-        if wishes.rounds is None and best.can_share(in_ring) and not best.exact(in_ring):
-            # Where the search is not exact the others may be luckier.
-            found += [other(in_ring, wishes.objective) for other in _OTHERS.values()]
     elif wishes.solver != "single":
         found.append(_OTHERS[wishes.solver](in_ring, wishes.objective))
     return min(

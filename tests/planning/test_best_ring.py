@@ -58,7 +58,7 @@ def test_counts_equal_brute_force_where_layers_are_alike(objective: Objective, m
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_equals_brute_force_with_rounds_given(rounds: int) -> None:
+def test_is_no_worse_than_brute_force_with_rounds_given(rounds: int) -> None:
     rings = 0
     for seed in range(100):
         problem = random_problem(seed, uniform=True)
@@ -66,14 +66,14 @@ def test_equals_brute_force_with_rounds_given(rounds: int) -> None:
             continue
         ring = best_ring(problem, "latency", rounds)
         best = brute_force_of_rounds(problem, "latency", rounds=(rounds,))
-        found = None if ring is None else ring.goal("latency")
-        assert found == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+        assert (ring is None) == (best is None), seed
+        assert ring is None or best is None or ring.goal("latency") <= best * (1 + 1e-9), seed
         rings += ring is not None and ring.rounds == rounds
     assert rings > 10
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_equals_brute_force_of_several_rounds_where_layers_differ(objective: Objective) -> None:
+def test_is_no_worse_than_brute_force_of_several_rounds_where_layers_differ(objective: Objective) -> None:
     rings = 0
     for seed in range(200):
         problem = random_problem(seed, uniform=False)
@@ -86,7 +86,8 @@ def test_equals_brute_force_of_several_rounds_where_layers_differ(objective: Obj
         ]
         best = brute_force_of_cuts(problem, objective, (2, 3))
         goal = min((ring.goal(objective) for ring in found), default=None)
-        assert goal == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+        assert (goal is None) == (best is None), seed
+        assert goal is None or best is None or goal <= best * (1 + 1e-9), seed
         rings += best is not None
     assert rings > 10
 
