@@ -8,6 +8,7 @@ from math import inf
 
 from edged.planning import every_ring, exhaustive, overlap, ranges
 from edged.planning.cost import Problem, RingCost
+from edged.planning.left_out import with_device
 from edged.planning.near import Near, improved
 from edged.planning.plan import Objective
 from edged.planning.polish import polished
@@ -22,10 +23,13 @@ MOST_POLISHED = 3
 FEW_PLACES = 20  # where cuts are so few, each of them is moved by itself
 
 
-def best_ring(problem: Problem, objective: Objective, rounds: int | None = None) -> RingCost | None:
+def best_ring(
+    problem: Problem, objective: Objective, rounds: int | None = None, roughly: bool = False
+) -> RingCost | None:
     """The best ring, of the head alone or of several devices; None where nothing fits.
 
     rounds: the ring comes by each device so often, where there can be a ring; None for the best number.
+    roughly: not polished, which takes a fraction of the time.
     """
     if rounds is None and exhaustive.small_enough(problem):
         return exhaustive.best_ring(problem, objective)
@@ -35,18 +39,28 @@ def best_ring(problem: Problem, objective: Objective, rounds: int | None = None)
         return alone
     bound = inf if alone is None else alone.goal(objective)
     found = [ring for ring in _rings(problem, objective, windows, bound, rounds) if ring is not None]
-    if (
-        rounds is None
-        and len(problem.devices) <= FEW_DEVICES
-        and (objective == "throughput" or any(_streams(ring) for ring in found))
-    ):
+    few = rounds is None and len(problem.devices) <= FEW_DEVICES and not roughly
+    if few and (objective == "throughput" or any(_streams(ring) for ring in found)):
         found += _of_few_rounds(problem, objective)
     starts = sorted({ring.hops: ring for ring in found}.values(), key=lambda ring: ring.goal(objective))
-    rings = [polished(ring, objective, rounds is not None) for ring in starts[:MOST_POLISHED]]
-    rings.sort(key=lambda ring: ring.goal(objective))
-    rings = [polished(ring, objective, rounds is not None, thoroughly=True) for ring in rings[:1]]
+    rings = starts[:1]
+    if rings and not roughly:
+        polish = [polished(ring, objective, rounds is not None) for ring in starts[:MOST_POLISHED]]
+        best = min(polish, key=lambda ring: ring.goal(objective))
+        best = polished(best, objective, rounds is not None, thoroughly=True)
+        rings = [_taking_in(best, objective) if few else best]
     rings += [] if alone is None else [alone]
     return min(rings, key=lambda ring: ring.goal(objective), default=None)
+
+
+def _taking_in(ring: RingCost, objective: Objective) -> RingCost:
+    """With those devices that were left out only because polishing had to end."""
+    for name in ring.problem.devices:
+        if name not in ring.shares:
+            more = with_device(ring.problem, ring, name, objective)
+            if more is not None and more.goal(objective) < ring.goal(objective):
+                ring = more
+    return ring
 
 
 def _streams(ring: RingCost) -> bool:

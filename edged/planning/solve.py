@@ -43,6 +43,7 @@ class Wishes:
     workload: Workload = TYPICAL
     any_head: bool = False  # the head is chosen too; else it is the cluster's
     keeps_head: bool = False  # also of the solver `single`, which otherwise takes the best device
+    roughly: bool = False  # a good ring will do, if it takes a fraction of the time
     mixes: bool = True  # devices may stream layers while they have others on their GPUs
     rounds: int | None = None  # how often the ring comes by each device; None: the solver chooses
 
@@ -127,7 +128,7 @@ def _with_head(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> 
         found.append(Windows(alone, wishes.objective).alone())
         found.append(Windows(in_ring, wishes.objective).alone())  # smaller chunks take less memory
     if wishes.solver == "overlap":
-        found.append(best.best_ring(in_ring, wishes.objective, wishes.rounds))
+        found.append(best.best_ring(in_ring, wishes.objective, wishes.rounds, wishes.roughly))
     elif wishes.solver != "single":
         found.append(_OTHERS[wishes.solver](in_ring, wishes.objective))
     return min(

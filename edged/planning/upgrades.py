@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from edged.errors import PlanError
@@ -62,7 +62,8 @@ def upgrades(
 
 def _promising(ideas: list[_Idea], model: ModelProfile, wishes: Wishes, most: int) -> list[_Idea]:
     """The best few as if all layers were the average one: that is many times quicker to solve."""
-    goals = [(_goal(idea, model, wishes), i) for i, idea in enumerate(ideas)]
+    rough = replace(wishes, roughly=True)
+    goals = [(_goal(idea, model, rough), i) for i, idea in enumerate(ideas)]
     return [ideas[i] for goal, i in sorted(goals)[:most] if goal < inf]
 
 
