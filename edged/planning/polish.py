@@ -21,9 +21,9 @@ from edged.planning.shares import Counted, Grid, Holder
 
 MOST_CLOSING = 8  # places' worth of layers in the closing window
 MOST_LIMITS = 12  # on the disks' time, the nearest below what the ring takes
-MOST_WAYS = 200_000  # windows of ways to look at for a ring of four devices: less than a tenth of a second
-MOST_THOROUGHLY = 3_000_000  # the same, of the best of several
-MORE_DEVICES = 0.5  # exponent: how that grows with the number of devices
+MOST_WAYS = 80_000  # windows of ways to look at for a ring of four devices: some hundredths of a second
+MOST_THOROUGHLY = 2_000_000  # the same, of the best of several
+MORE_DEVICES = 0.25  # exponent: how that grows with the number of devices
 MOST_PLACES = 400  # for new windows that are looked at together, times devices
 LEAST_GAIN = 1e-6  # of the whole
 
