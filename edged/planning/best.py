@@ -45,8 +45,10 @@ def best_ring(
     starts = sorted({ring.hops: ring for ring in found}.values(), key=lambda ring: ring.goal(objective))
     rings = starts[:1]
     if rings and not roughly:
-        polish = [polished(ring, objective, rounds is not None) for ring in starts[:MOST_POLISHED]]
-        best = min(polish, key=lambda ring: ring.goal(objective))
+        best = starts[0]
+        if len(starts) > 1:
+            polish = [polished(ring, objective, rounds is not None) for ring in starts[:MOST_POLISHED]]
+            best = min(polish, key=lambda ring: ring.goal(objective))
         best = polished(best, objective, rounds is not None, thoroughly=True)
         rings = [_taking_in(best, objective) if few else best]
     rings += [] if alone is None else [alone]

@@ -21,9 +21,10 @@ from edged.planning.shares import Counted, Grid, Holder
 
 MOST_CLOSING = 8  # places' worth of layers in the closing window
 MOST_LIMITS = 12  # on the disks' time, the nearest below what the ring takes
-MOST_WAYS = 80_000  # windows of ways to look at for a ring of four devices: some hundredths of a second
-MOST_THOROUGHLY = 2_000_000  # the same, of the best of several
-MORE_DEVICES = 0.25  # exponent: how that grows with the number of devices
+MOST_WORK = 150_000  # in windows of ways that are computed: some hundredths of a second
+MOST_THOROUGHLY = 2_000_000  # the same, for the best of several rings
+MANY = 8  # devices; with more the rest of solving takes its time too, and a fourth of the work must do
+STEP = 20  # the same: what a step takes besides
 MOST_PLACES = 400  # for new windows that are looked at together, times devices
 LEAST_GAIN = 1e-6  # of the whole
 
@@ -35,7 +36,7 @@ def polished(
     problem = ring.problem
     if len(ring.hops) < 2 or problem.of.fillers:
         return ring
-    search = _Search(ring, objective, MOST_THOROUGHLY if thoroughly else MOST_WAYS)
+    search = _Search(ring, objective, MOST_THOROUGHLY if thoroughly else MOST_WORK)
     search.run(keeps_rounds)
     better = search.found()
     return better if better.fits and better.goal(objective) < ring.goal(objective) else ring
@@ -53,7 +54,7 @@ class _Search:
             (self._names.index(hop.device), unit[hop.first], unit[hop.last]) for hop in ring.hops
         ]
         self._tails = {unit[place] for place in self._holder.tails}
-        self._left = int(most * max(1.0, len(self._names) / 4) ** MORE_DEVICES)
+        self._left = most if len(self._names) <= MANY else most // 4
         self._goal, self._limit = np.inf, np.inf
         self._hop: dict[tuple[int, int], float] = {}
 
@@ -127,7 +128,7 @@ class _Search:
                     if (windows := own.get(device, set()).difference(removed) | _of(device, step.windows))
                 ]
             )
-        self._left -= self._table.look_at(row for rows in new for row in rows)
+        self._left -= self._table.look_at(row for rows in new for row in rows) + STEP * len(steps)
         rows = np.array([self._table[row] for row in now.values()])
         judge = self._after_latency if self._latency else self._after_stage
         return judge(steps, rows, self._indices(old), self._indices(new))
