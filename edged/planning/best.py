@@ -1,4 +1,7 @@
-"""The best ring that is known for a problem: exact search where it is possible, a good one elsewhere."""
+"""The best ring that is known for a problem: exact where it is small, else good ones in rounds, polished.
+
+How far a polished ring is from the best is not known.
+"""
 
 from __future__ import annotations
 
@@ -81,11 +84,6 @@ def _of_few_rounds(problem: Problem, objective: Objective) -> list[RingCost]:
 def can_share(problem: Problem) -> bool:
     """Whether there is anybody to share the model with, and it can be cut."""
     return bool(problem.model.boundaries) and len(problem.devices) > 1 and problem.model.n_layers > 1
-
-
-def exact(problem: Problem) -> bool:
-    """Whether no solver can find a better ring."""
-    return exhaustive.small_enough(problem) or regular(problem)
 
 
 def regular(problem: Problem) -> bool:

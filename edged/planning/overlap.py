@@ -6,7 +6,9 @@ splits the question: within a limit, the least sum of busy times and hops is fou
 devices and layers; and since that sum falls as the limit rises, the best limit is found by bisection. Many
 streams: the least possible slowest stage first, in the same way, then the quickest ring that keeps to it.
 
-Exact where all layers are alike and may be cut anywhere; `edged.planning.uneven` does the other models.
+Exact for rings in which each device has a window in every round, where all layers are alike and may be cut
+anywhere. `edged.planning.near` and `edged.planning.uneven` do the other models, `edged.planning.polish` goes
+on from there to rings of any form, and `edged.planning.exhaustive` does small problems wholly.
 """
 
 from __future__ import annotations
