@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from edged.planning.cost import Problem, RingCost, Share, ring_cost, share
-from edged.planning.deal import Deal, hops_of_windows
+from edged.planning.deal import Closing, Deal, closings, hops_of_windows
 from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop, Objective
 from edged.planning.streamed import READ_AHEAD
 
 Window = tuple[int, int]  # layers [first, last)
+_Tail = tuple[tuple[Hop, ...], bool]  # the closing window, and whether the output matrix is streamed
 MOST_TRIED = 7  # layers of which every arrangement is tried
 
 
@@ -44,21 +45,16 @@ def _as_good(one: Share, other: Share) -> bool:
 def _all_ways(
     device: DeviceCosts, of: ModelCosts, windows: Sequence[Window], closing: Window | None
 ) -> Iterator[Way]:
-    name = device.profile.device
     n = sum(last - first for first, last in windows)
     # Which layers are buffered, and which lie on the GPU, depends on how many are streamed. Where they
     # differ, another number may do better than the least; in a large window that is much to try for little.
     thorough = not of.uniform and n <= MOST_TRIED
     quicker = not thorough and (not of.uniform or _gpu_always_pays(device, of))
-    for closing_gpu in (True, False) if closing and device.gpu is not None else (False,):
-        tail: tuple[Hop, ...] = ()
-        if closing:
-            on_gpu = closing[1] - closing[0] if closing_gpu else 0
-            tail = (Hop(device=name, first=closing[0], last=closing[1], gpu_layers=on_gpu),)
+    for tail in _tails(device, of, windows, closing):
         most_places = min(READ_AHEAD, -(-n // len(windows))) if device.disk > 0 else 0
         for places in range(most_places + 1):
-            some = False
-            for gpu in _gpu_counts(device, of, n):
+            some, streams = False, places > 0 or any(hop.streamed for hop in tail[0])
+            for gpu in _gpu_counts(device, of, n) if device.mixes or not streams else (0,):
                 for way in _by_streamed(device, of, windows, tail, Deal(n, gpu, 0, places)):
                     some = True
                     yield way
@@ -72,16 +68,32 @@ def _all_ways(
                 break  # nothing needs streaming
 
 
+def _tails(
+    device: DeviceCosts, of: ModelCosts, windows: Sequence[Window], closing: Window | None
+) -> Iterator[_Tail]:
+    """How the closing window is held; where the last window is one like the others, its output matrix."""
+    if closing is not None:
+        for how in closings(device, of):
+            yield (how.hop(device.profile.device, *closing),), how.output
+        return
+    yield (), False
+    if windows[-1][1] == of.model.n_layers and Closing(output=True) in closings(device, of):
+        yield (), True
+
+
 def _by_streamed(
-    device: DeviceCosts, of: ModelCosts, windows: Sequence[Window], tail: tuple[Hop, ...], deal: Deal
+    device: DeviceCosts, of: ModelCosts, windows: Sequence[Window], tail: _Tail, deal: Deal
 ) -> Iterator[Way]:
     """The ways that fit with ever more streamed layers; in some window as many as the buffer has places."""
     name, largest = device.profile.device, max(of.model.layer_bytes)
+    closing, output = tail
     streamed = (deal.read_ahead - 1) * len(windows) + 1 if deal.read_ahead else 0
     most = deal.layers - deal.gpu if deal.read_ahead else 0
     while streamed <= most:
         dealt = Deal(deal.layers, deal.gpu, streamed, deal.read_ahead)
-        hops = (*hops_of_windows(name, windows, dealt), *tail)
+        hops = (*hops_of_windows(name, windows, dealt), *closing)
+        if output and hops[-1].gpu_layers == 0:
+            hops = (*hops[:-1], hops[-1].model_copy(update={"streams_output": True}))
         cost = share(device, of, hops)
         if cost.fits:
             yield Way(hops, cost)

@@ -1,38 +1,84 @@
-"""The best ring that is known for a problem: exact search where it is possible, a good one elsewhere."""
+"""The best ring that is known for a problem: exact where it is small, else good ones in rounds, polished.
+
+How far a polished ring is from the best is not known.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
-from edged.planning import every_ring, overlap, ranges
+from edged.planning import every_ring, exhaustive, overlap, ranges
 from edged.planning.cost import Problem, RingCost
+from edged.planning.left_out import with_device
 from edged.planning.near import Near, improved
 from edged.planning.plan import Objective
+from edged.planning.polish import polished
 from edged.planning.uneven import Placed, Windows, alike
 
 ABOVE_AVERAGE = (0.0, 0.25, 0.5, 1.0)  # sizes of layers to start from, between the average and the largest
 MOST_IMPROVED = 2  # rings, the best to start with
 HOPEFUL = 1.25  # of what the head alone takes: moving cuts seldom gains more than a fifth
-REACHED = 1.002  # of what the average layer takes: there is no need to look further
-SMALL = 100  # places times devices: there more starts take no time
-SMALL_ROUNDS = 1, 2, 3
+FEW_ROUNDS = 1, 2
+FEW_DEVICES = 8  # for which there is time to begin with several rings
+MOST_POLISHED = 3
 FEW_PLACES = 20  # where cuts are so few, each of them is moved by itself
 
 
-def best_ring(problem: Problem, objective: Objective, rounds: int | None = None) -> RingCost | None:
+def best_ring(
+    problem: Problem, objective: Objective, rounds: int | None = None, roughly: bool = False
+) -> RingCost | None:
     """The best ring, of the head alone or of several devices; None where nothing fits.
 
     rounds: the ring comes by each device so often, where there can be a ring; None for the best number.
+    roughly: not polished, which takes a fraction of the time.
     """
+    if rounds is None and exhaustive.small_enough(problem):
+        return exhaustive.best_ring(problem, objective)
     windows = Windows(problem, objective)
-    found = [windows.alone()] if rounds is None or not can_share(problem) else []
-    if can_share(problem):
-        bound = min((cost.goal(objective) for cost in found if cost is not None), default=inf)
-        found += _rings(problem, objective, windows, bound, rounds)
-    return min(
-        (cost for cost in found if cost is not None), key=lambda cost: cost.goal(objective), default=None
-    )
+    alone = windows.alone() if rounds is None or not can_share(problem) else None
+    if not can_share(problem):
+        return alone
+    bound = inf if alone is None else alone.goal(objective)
+    found = [ring for ring in _rings(problem, objective, windows, bound, rounds) if ring is not None]
+    few = rounds is None and len(problem.devices) <= FEW_DEVICES and not roughly
+    if few and (objective == "throughput" or any(_streams(ring) for ring in found)):
+        found += _of_few_rounds(problem, objective)
+    starts = sorted({ring.hops: ring for ring in found}.values(), key=lambda ring: ring.goal(objective))
+    rings = starts[:1]
+    if rings and not roughly:
+        best = starts[0]
+        if len(starts) > 1:
+            polish = [polished(ring, objective, rounds is not None) for ring in starts[:MOST_POLISHED]]
+            best = min(polish, key=lambda ring: ring.goal(objective))
+        best = polished(best, objective, rounds is not None, thoroughly=True)
+        rings = [_taking_in(best, objective) if few else best]
+    rings += [] if alone is None else [alone]
+    return min(rings, key=lambda ring: ring.goal(objective), default=None)
+
+
+def _taking_in(ring: RingCost, objective: Objective) -> RingCost:
+    """With those devices that were left out only because polishing had to end."""
+    for name in ring.problem.devices:
+        if name not in ring.shares:
+            more = with_device(ring.problem, ring, name, objective)
+            if more is not None and more.goal(objective) < ring.goal(objective):
+                ring = more
+    return ring
+
+
+def _streams(ring: RingCost) -> bool:
+    return any(hop.streamed for hop in ring.hops)
+
+
+def _of_few_rounds(problem: Problem, objective: Objective) -> list[RingCost]:
+    """Rings to begin with: where windows need not come in rounds, the best are often near these."""
+    found: list[RingCost] = []
+    for rounds in FEW_ROUNDS:
+        for ring in _rings(problem, objective, Windows(problem, objective), inf, rounds):
+            found += [] if ring is None else [ring]
+    return found
 
 
 def can_share(problem: Problem) -> bool:
@@ -48,7 +94,7 @@ def regular(problem: Problem) -> bool:
 
 def _rings(
     problem: Problem, objective: Objective, windows: Windows, bound: float, rounds: int | None
-) -> list[RingCost | None]:
+) -> Sequence[RingCost | None]:
     """Rings of several devices. `bound`: what the head alone takes."""
     if regular(problem):
         found = overlap.best_counts(problem, objective, rounds, bound)
@@ -58,32 +104,22 @@ def _rings(
     return _by_single_cuts(problem, objective, windows, bound, rounds)
 
 
-def _near_average(problem: Problem, objective: Objective, rounds: int | None) -> list[RingCost | None]:
-    """From the best ring of the average layer; where that cannot be reached, of larger layers too."""
-    found: list[RingCost | None] = []
-    enough = inf
-    small = len(problem.of.places) * len(problem.devices) <= SMALL
+def _near_average(problem: Problem, objective: Objective, rounds: int | None) -> list[RingCost]:
+    """Near the best ring of the average layer; where none of those fits, of larger layers."""
     for above in ABOVE_AVERAGE:
-        rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
+        rough = replace(problem, model=alike(problem.model, above))
         counts = overlap.best_counts(rough, objective, rounds)
         if counts is None:
             continue
         ring = _improved(problem, counts[0], objective)
-        for fewer in range(counts[0].rounds - 1, 0, -1):  # where there are few places to cut at
-            if ring is None and rounds is None and (again := overlap.best_counts(rough, objective, fewer)):
-                ring = _improved(problem, again[0], objective)
-        found.append(ring)
-        if enough == inf:
-            enough = REACHED * counts[1].goal(objective)
-        if small and rounds is None:
-            found += [
-                _improved(problem, other[0], objective)
-                for k in SMALL_ROUNDS
-                if (other := overlap.best_counts(rough, objective, k))
-            ]
-        elif ring is not None and ring.goal(objective) <= enough:
-            break
-    return found
+        fewer = counts[0].rounds
+        while ring is None and rounds is None and fewer > 1:  # where there are few places to cut at
+            fewer = fewer * 3 // 4
+            again = overlap.best_counts(rough, objective, fewer)
+            ring = None if again is None else _improved(problem, again[0], objective)
+        if ring is not None:
+            return [ring]
+    return []
 
 
 def _improved(problem: Problem, counts: overlap.Counts, objective: Objective) -> RingCost | None:
@@ -112,7 +148,7 @@ def _by_single_cuts(
 ) -> list[RingCost | None]:
     starts: list[Placed] = []
     for above in ABOVE_AVERAGE:
-        rough = Problem(problem.cluster, alike(problem.model, above), problem.context, problem.workload)
+        rough = replace(problem, model=alike(problem.model, above))
         ring = overlap.best_ring(rough, objective, rounds)
         if ring is None:
             continue

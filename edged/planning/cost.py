@@ -43,6 +43,7 @@ class Problem:
     model: ModelProfile
     context: ContextOptions
     workload: Workload
+    mixes: bool = True  # whether devices may stream layers while they have others on their GPUs
 
     @cached_property
     def of(self) -> ModelCosts:
@@ -50,7 +51,7 @@ class Problem:
 
     @cached_property
     def devices(self) -> dict[str, DeviceCosts]:
-        return {device.device: device_costs(device, self.of) for device in self.cluster.devices}
+        return {device.device: device_costs(device, self.of, self.mixes) for device in self.cluster.devices}
 
     @property
     def head(self) -> str:
@@ -210,6 +211,11 @@ class Share:
         return sum(one.gpu_memory for one in self.visits)
 
     @property
+    def does_both(self) -> bool:
+        """Whether it streams layers while it has others on its GPU."""
+        return any(one.buffer for one in self.visits) and any(one.gpu_memory for one in self.visits)
+
+    @property
     def fits(self) -> bool:
         profile = self.device.profile
         return (
@@ -218,6 +224,7 @@ class Share:
             and self.stored <= profile.disk_free
             and (self.device.disk > 0 or self.disk == 0)
             and all(one.can_run for one in self.visits)
+            and (self.device.mixes or not self.does_both)
         )
 
 

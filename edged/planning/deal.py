@@ -5,22 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edged.planning.device_costs import DeviceCosts, ModelCosts
 from edged.planning.plan import Hop
+from edged.planning.streamed import READ_AHEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """Where the head has the window that closes the ring: in RAM, unless all of it is elsewhere."""
+
+    gpu: bool = False
+    streamed: bool = False
+    output: bool = False  # whether the output matrix is read anew for every token
+
+    def hop(self, device: str, first: int, last: int) -> Hop:
+        layers = last - first
+        return Hop(
+            device=device,
+            first=first,
+            last=last,
+            gpu_layers=layers if self.gpu else 0,
+            streamed=layers if self.streamed else 0,
+            read_ahead=READ_AHEAD if self.streamed else 0,
+            streams_output=self.output,
+        )
+
+
+def closings(device: DeviceCosts, of: ModelCosts) -> tuple[Closing, ...]:
+    """The ways for `device` to hold the window that closes the ring."""
+    disk = (False, True) if device.disk > 0 else (False,)
+    output = disk if of.model.can_stream_output and not of.model.streams_output else (False,)
+    found = [Closing(streamed=layers, output=matrix) for layers in disk for matrix in output]
+    return (*found, Closing(gpu=True)) if device.gpu is not None else tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
 class Deal:
     """What one device does in a ring of k rounds: layers in all, of them on the GPU, streamed, buffered.
 
-    Of the head these are the layers outside its last window, which closes the ring; that one is on the GPU
-    or not as a whole (`closing_gpu`) and never streamed.
+    Of the head these are the layers outside its last window, which closes the ring (`Closing`).
     """
 
     layers: int
     gpu: int = 0
     streamed: int = 0
     read_ahead: int = 0
-    closing_gpu: bool = False
+    closing: Closing = Closing()
 
 
 def spread(total: int, rooms: Sequence[int]) -> tuple[int, ...]:

@@ -137,6 +137,7 @@ class DeviceCosts:
     gpu_budget: int
     gpu_shares: bool  # what is on the GPU counts as RAM too
     disk: float  # bytes per second of large reads; 0: nothing can be streamed
+    mixes: bool = True  # whether it may stream layers while it has others on its GPU
 
     @property
     def name(self) -> str:
@@ -149,7 +150,7 @@ def best_gpu(device: DeviceProfile) -> ProcessorProfile | None:
     return max(usable, key=lambda gpu: gpu.speed("q4_K").decode * gpu.memory_budget, default=None)
 
 
-def device_costs(device: DeviceProfile, of: ModelCosts) -> DeviceCosts:
+def device_costs(device: DeviceProfile, of: ModelCosts, mixes: bool = True) -> DeviceCosts:
     gpu = best_gpu(device)
     return DeviceCosts(
         profile=device,
@@ -158,6 +159,7 @@ def device_costs(device: DeviceProfile, of: ModelCosts) -> DeviceCosts:
         gpu_budget=0 if gpu is None else gpu.memory_budget,
         gpu_shares=gpu is not None and gpu.shares_memory,
         disk=device.disk_sequential,
+        mixes=mixes,
     )
 
 

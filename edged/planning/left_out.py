@@ -27,7 +27,7 @@ def _left_out(problem: Problem, ring: RingCost, device: DeviceCosts, objective: 
     if not problem.model.boundaries:
         why = problem.model.whole_because or "it runs whole only"
         return LeftOut(device=name, reason=f"the model cannot be shared: {why}")
-    with_it = _with(problem, ring, name, objective)
+    with_it = with_device(problem, ring, name, objective)
     if with_it is None:
         return LeftOut(device=name, reason=_no_room(problem, device))
     cost = 1e3 * (with_it.goal(objective) - ring.goal(objective))
@@ -40,7 +40,7 @@ def _left_out(problem: Problem, ring: RingCost, device: DeviceCosts, objective: 
     return LeftOut(device=name, reason=f"the ring is faster without it: {share}", would_cost_ms=cost)
 
 
-def _with(problem: Problem, ring: RingCost, name: str, objective: Objective) -> RingCost | None:
+def with_device(problem: Problem, ring: RingCost, name: str, objective: Objective) -> RingCost | None:
     """The best ring in which the device takes one place's worth of layers from a neighbour."""
     windows = Windows(problem, objective)
     places = problem.of.places

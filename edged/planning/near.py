@@ -4,7 +4,7 @@ Layers are counted in units, from one allowed place to the next. First the cuts 
 the same count of units in every round, as nearly as can be: a cut at m units of a round's devices so far is
 dealt out over the rounds, and so says where each of the k windows begins. A device's windows thus follow from
 two numbers; what they cost is exact, by prefix sums. Only numbers near those of the given ring are looked at,
-again from what was found as long as that gets better. Then single cuts move (`edged.planning.moves`).
+again from what was found as long as that gets better.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 
 from edged.planning.cost import Problem, RingCost, ring_cost
 from edged.planning.deal import Deal, hops_of_windows, spread
-from edged.planning.moves import moved
 from edged.planning.nearby import ask
 from edged.planning.plan import Hop, Objective
 from edged.planning.shares import Counted, Grid, Holder, Shares
@@ -60,22 +59,18 @@ def improved(problem: Problem, start: Near, objective: Objective) -> RingCost | 
         cuts, deals = found.cuts, found.deals
     if best is None:
         return None
-    holder, ends = search.holder, search.ends(best.cuts)
-    ends, deals = moved(holder, ends, best.deals, objective)
-    cost = ring_cost(problem, hops(holder, ends, deals))
+    cost = ring_cost(problem, hops(search.holder, search.ends(best.cuts), best.deals))
     return cost if cost.fits else None
 
 
 def hops(holder: Holder, ends: Counted, deals: Sequence[Deal]) -> list[Hop]:
     """ends: (rounds * devices + 1,), where windows end, in layers."""
-    first, last = holder.closing
     n = len(holder.names)
     held = [
         hops_of_windows(name, [(int(ends[at]), int(ends[at + 1])) for at in range(i, len(ends) - 1, n)], deal)
         for i, (name, deal) in enumerate(zip(holder.names, deals, strict=True))
     ]
-    on_gpu = last - first if deals[0].closing_gpu else 0
-    closing = Hop(device=holder.names[0], first=first, last=last, gpu_layers=on_gpu)
+    closing = deals[0].closing.hop(holder.names[0], holder.tails[0], holder.problem.model.n_layers)
     return [*(own[turn] for turn in range(len(held[0])) for own in held), closing]
 
 

@@ -17,24 +17,24 @@ ALL = 10**6  # layers: no model has more
 def ask(holder: Holder, device: Counted, first: Counted, last: Counted, deals: Sequence[Deal]) -> Asked:
     """Rows for these windows, with layers on the GPU and places in the buffer near those of `deals`."""
     ways = [
-        _near_ways(one, deal, i == 0) for i, (one, deal) in enumerate(zip(holder.devices, deals, strict=True))
+        _near_ways(one, deal, len(holder.closings) if i == 0 else 1)
+        for i, (one, deal) in enumerate(zip(holder.devices, deals, strict=True))
     ]
     counts = np.array([len(own) for own in ways])
     starts = np.cumsum(counts) - counts
     every = np.array([way for own in ways for way in own], dtype=np.int64)
     row = np.repeat(np.arange(len(device)), counts[device])
     column = np.arange(len(row)) - np.repeat(np.cumsum(counts[device]) - counts[device], counts[device])
-    gpu, closing_gpu, places = every[starts[device[row]] + column].T
-    return Asked(device, first, last, row, column, gpu, closing_gpu > 0, places)
+    gpu, closing, places = every[starts[device[row]] + column].T
+    return Asked(device, first, last, np.zeros_like(device), row, column, gpu, closing, places)
 
 
-def _near_ways(device: DeviceCosts, deal: Deal, is_head: bool) -> list[tuple[int, int, int]]:
-    """(layers on the GPU, whether the closing window is, places in the buffer)."""
-    gpus, closing = {0}, {0}
+def _near_ways(device: DeviceCosts, deal: Deal, closings: int) -> list[tuple[int, int, int]]:
+    """(layers on the GPU, which of so many closing windows, places in the buffer)."""
+    gpus = {0}
     if device.gpu is not None:  # as many as before, all of them, or none
         gpus |= {max(0, deal.gpu + step) for step in (-1, 0, 1)} | {ALL}
-        closing = {0, 1} if is_head else {0}
     places = {0}
     if device.disk > 0:
         places |= set(range(1, READ_AHEAD + 1))
-    return [(gpu, on_gpu, place) for gpu in sorted(gpus) for on_gpu in closing for place in sorted(places)]
+    return [(gpu, how, place) for gpu in sorted(gpus) for how in range(closings) for place in sorted(places)]

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.planning.cost import visit
-from edged.planning.deal import Deal
+from edged.planning.deal import Closing, Deal, closings
 from edged.planning.device_costs import DeviceCosts, ModelCosts
-from edged.planning.plan import Hop
 from edged.planning.streamed import READ_AHEAD
 
 Grid = NDArray[np.float64]
@@ -24,13 +23,14 @@ Grid = NDArray[np.float64]
 class Options:
     """Ways of one device in a ring of k rounds; arrays of shape (layers + 1, ways), inf where impossible."""
 
+    closings: tuple[Closing, ...]
     busy: Grid  # seconds of its visits per token
     disk: Grid  # seconds of its disk per token
     stage: Grid  # seconds per token with many streams
     gpu: Grid
     streamed: Grid
     read_ahead: Grid
-    closing_gpu: Grid
+    closing: Grid  # index into `closings`
 
     def deal(self, layers: int, way: int) -> Deal:
         return Deal(
@@ -38,7 +38,7 @@ class Options:
             gpu=int(self.gpu[layers, way]),
             streamed=int(self.streamed[layers, way]),
             read_ahead=int(self.read_ahead[layers, way]),
-            closing_gpu=bool(self.closing_gpu[layers, way]),
+            closing=self.closings[int(self.closing[layers, way])],
         )
 
     def least_busy(self, disk_within: float, stage_within: float) -> Grid:
@@ -59,19 +59,22 @@ def options(
     waiting: False as if no window ever waited for the disk, so that one place in the buffer is enough.
     """
     found: list[tuple[Grid, ...]] = []
-    for closing_gpu in (False, True) if closing and device.gpu is not None else (False,):
-        found += _ways(device, of, rounds, closing, closing_gpu, waiting)
+    held = closings(device, of) if closing else (Closing(),)
+    for i, how in enumerate(held):
+        ways = _ways(device, of, rounds, closing, how, waiting)
+        found += [(*columns, np.full(columns[0].shape, float(i))) for columns in ways]
     if not found:
         return None
-    return Options(*(np.concatenate(column, axis=1) for column in zip(*found, strict=True)))
+    columns = [np.concatenate(column, axis=1) for column in zip(*found, strict=True)]
+    return Options(held, *columns)
 
 
 def _ways(
-    device: DeviceCosts, of: ModelCosts, rounds: int, closing: int, closing_gpu: bool, waiting: bool
+    device: DeviceCosts, of: ModelCosts, rounds: int, closing: int, how: Closing, waiting: bool
 ) -> list[tuple[Grid, ...]]:
     n_layers = of.model.n_layers
     size, cache = of.weights.of(0, 1), of.cache.of(0, 1)
-    memory, gpu_memory, disk_free, fixed, reading = _without_closing(device, of, closing, closing_gpu)
+    memory, gpu_memory, disk_free, fixed, reading = _without_closing(device, of, closing, how)
     if min(memory, gpu_memory, disk_free) < 0 or not np.isfinite(reading):
         return []
 
@@ -107,10 +110,11 @@ def _ways(
     most_places = _most_places(memory, size, most, rounds, np.isfinite(read_s))
     places = np.arange((most_places if waiting else min(1, most_places)) + 1, dtype=np.float64)
     places = places[:, None, None]
-    room = np.floor((memory - taken - places * size) / size)
+    room = np.floor((memory - taken - np.maximum(places, READ_AHEAD * how.streamed) * size) / size)
     streamed = np.maximum(on_cpu - room, 0.0)
     used = (places > 0) & (streamed > 0) & (np.ceil(streamed / rounds) >= places)
     fits = possible & (room >= 0) & (used | ((places == 0) & (streamed == 0)))
+    fits &= device.mixes | ~(((streamed > 0) | how.streamed) & ((gpu > 0) | how.gpu))
     busy = np.broadcast_to(run, streamed.shape).copy()
     for seconds, in_ram, from_disk in zip(work, cpu_windows, _dealt(streamed, rounds), strict=True):
         if waiting and np.isfinite(read_s):
@@ -123,12 +127,12 @@ def _ways(
     busy, disk = np.where(fits, busy, np.inf), np.where(fits, disk, np.inf)
     overhead = (rounds + (closing > 0)) * device.profile.hop_overhead_s
     stage = np.maximum(busy + overhead, disk)
-    columns = (busy, disk, stage, gpu, streamed, places, np.float64(closing_gpu))
+    columns = (busy, disk, stage, gpu, streamed, places)
     return _one_column_per_way(columns, fits)
 
 
 def _without_closing(
-    device: DeviceCosts, of: ModelCosts, closing: int, closing_gpu: bool
+    device: DeviceCosts, of: ModelCosts, closing: int, how: Closing
 ) -> tuple[float, float, float, float, float]:
     """RAM, VRAM and disk that the closing window leaves, in bytes; the seconds that it and its disk take."""
     profile = device.profile
@@ -136,19 +140,16 @@ def _without_closing(
     if not closing:
         return memory, gpu_memory, disk_free, 0.0, 0.0
     first, last = of.model.n_layers - closing, of.model.n_layers
-    on_gpu = closing if closing_gpu else 0
-    cost = visit(device, of, Hop(device=profile.device, first=first, last=last, gpu_layers=on_gpu))
+    cost = visit(device, of, how.hop(profile.device, first, last))
     stored = of.weights.of(first, last) + of.model.output_bytes
     seconds = cost.compute + cost.stall
     return memory - cost.memory, gpu_memory - cost.gpu_memory, disk_free - stored, seconds, cost.disk
 
 
-def _one_column_per_way(
-    columns: tuple[Grid | np.float64, ...], fits: NDArray[np.bool_]
-) -> list[tuple[Grid, ...]]:
+def _one_column_per_way(columns: tuple[Grid, ...], fits: NDArray[np.bool_]) -> list[tuple[Grid, ...]]:
     """From (places, layers, gpu) to (layers, ways), without the ways that never fit."""
 
-    def flat(grid: Grid | np.float64) -> Grid:
+    def flat(grid: Grid) -> Grid:
         return np.moveaxis(np.broadcast_to(grid, fits.shape), 0, 1).reshape(fits.shape[1], -1)
 
     useful = np.moveaxis(fits, 0, 1).reshape(fits.shape[1], -1).any(axis=0)

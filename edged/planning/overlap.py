@@ -6,7 +6,9 @@ splits the question: within a limit, the least sum of busy times and hops is fou
 devices and layers; and since that sum falls as the limit rises, the best limit is found by bisection. Many
 streams: the least possible slowest stage first, in the same way, then the quickest ring that keeps to it.
 
-Exact where all layers are alike and may be cut anywhere; `edged.planning.uneven` does the other models.
+Exact for rings in which each device has a window in every round, where all layers are alike and may be cut
+anywhere. `edged.planning.near` and `edged.planning.uneven` do the other models, `edged.planning.polish` goes
+on from there to rings of any form, and `edged.planning.exhaustive` does small problems wholly.
 """
 
 from __future__ import annotations
@@ -112,10 +114,9 @@ def hops_of(problem: Problem, counts: Counts, closing: int) -> tuple[Hop, ...]:
         for device, deal in zip(counts.order, counts.deals, strict=True)
     }
     head = counts.order[0]
-    on_gpu = closing if counts.deals[0].closing_gpu else 0
     return (
         *(next(by_device[device]) for device, _, _ in windows),
-        Hop(device=head, first=last[0], last=last[1], gpu_layers=on_gpu),
+        counts.deals[0].closing.hop(head, *last),
     )
 
 

@@ -94,7 +94,7 @@ class Plan(Document):
     context: ContextOptions
     left_out: tuple[LeftOut, ...] = ()
     expected: Expectation | None = None
-    rounds: int = Field(default=1, ge=1)  # how often the ring comes by each device
+    rounds: int = Field(default=1, ge=1)  # how often the ring comes by its head; other devices may differ
     solver: str = ""  # what made the plan
     objective: Objective = "latency"
     note: str = ""  # where this is less than the user wished: what, and why

@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
-from edged.planning.cost import Problem
+from dataclasses import replace
+from math import inf
+
+from edged.planning.best import can_share
+from edged.planning.cost import Problem, share
+from edged.planning.deal import closings
+from edged.planning.plan import Hop
 
 GIB = 2**30
+
+
+def _small_head(problem: Problem) -> str | None:
+    """Why the head cannot even hold what every head of a ring has, if it is so."""
+    if not can_share(problem):
+        return None
+    least = _least_as_head(problem, problem.head)
+    head = problem.devices[problem.head]
+    has = head.profile.memory_budget
+    if not has < least < inf:
+        return None
+    others = [name for name in problem.devices if name != problem.head]
+    able = [name for name in others if _least_as_head(problem, name) <= _memory(problem, name)]
+    what = "choose another head (--head NAME, or --head any)" if able else "no other device has it either"
+    return (
+        f"{head.name} is too small to be the head: the first layers, the last ones and the output side take "
+        f"{least / GIB:.2f} GiB at least, it has {has / GIB:.2f} GiB; {what}"
+    )
+
+
+def _memory(problem: Problem, name: str) -> int:
+    return problem.devices[name].profile.memory_budget
+
+
+def _least_as_head(problem: Problem, name: str) -> float:
+    """Bytes of RAM that a device needs at least as the head of a ring; inf where it cannot be at all."""
+    costs, of = problem.devices[name], problem.of
+    first, last = (0, of.places[1]), (of.places[-2], of.places[-1])
+    unbounded = replace(costs, profile=costs.profile.model_copy(update={"memory_budget": 2**62}))
+    n = first[1] - first[0]
+    windows = [Hop(device=name, first=0, last=n)]
+    if costs.disk > 0:
+        windows.append(Hop(device=name, first=0, last=n, streamed=n, read_ahead=1))
+    if costs.gpu is not None:
+        windows.append(Hop(device=name, first=0, last=n, gpu_layers=n))
+    shares = (
+        share(unbounded, of, (one, how.hop(name, *last))) for one in windows for how in closings(costs, of)
+    )
+    return min((one.memory for one in shares if one.fits), default=inf)
 
 
 def refusal(problem: Problem, solver: str, rounds: int | None = None) -> str:
@@ -29,13 +74,8 @@ def refusal(problem: Problem, solver: str, rounds: int | None = None) -> str:
             f"no device has memory for one layer: it takes {layer / GIB:.2f} GiB with its cache and buffers, "
             f"the most that a device has is {most / GIB:.2f} GiB"
         )
-    head = problem.devices[problem.head]
-    output = model.output_memory + of.last_overhead + layer
-    if output > head.profile.memory_budget and head.gpu is None:
-        return (
-            f"{head.name} cannot be the head: output side and one layer take {output / GIB:.2f} GiB, "
-            f"it has {head.profile.memory_budget / GIB:.2f} GiB; choose another head (--head)"
-        )
+    if (small := _small_head(problem)) is not None:
+        return small
     if rounds is not None and rounds > 1:
         at_least = rounds * min(2, len(profiles)) + 1  # of two devices, and the closing layer
         return (

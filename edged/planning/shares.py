@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.planning.cost import Problem, visit
-from edged.planning.deal import Deal
+from edged.planning.deal import Closing, Deal, closings
 from edged.planning.device_costs import DeviceCosts
-from edged.planning.plan import Hop
 
 Grid = NDArray[np.float64]
 Counted = NDArray[np.int64]
@@ -29,12 +28,13 @@ class Asked:
     """Sets of windows, a row each, and the ways to try: of each row several, one after the other."""
 
     device: Counted  # (rows,): index among the devices
-    first: Counted  # (rows, rounds): layers [first, last)
+    first: Counted  # (rows, windows): layers [first, last); an empty window is none
     last: Counted
+    tail: Counted  # (rows,): where the head's last window begins, an index into `Holder.tails`
     row: Counted  # (ways,)
     column: Counted  # (ways,): counted within the row
     gpu: Counted  # (ways,): layers on the GPU
-    closing_gpu: Truths  # (ways,): whether the head's last window is on the GPU
+    closing: Counted  # (ways,): how the head has its last window, an index into `Holder.closings`
     places: Counted  # (ways,): of the read-ahead buffer; 0: nothing is streamed
 
 
@@ -49,7 +49,8 @@ class Shares:
     gpu: Counted
     streamed: Counted
     read_ahead: Counted
-    closing_gpu: Truths
+    closing: Counted
+    closings: tuple[Closing, ...]
 
     def least_busy(self, disk_within: float, stage_within: float) -> Grid:
         """Of each row, the least busy time of ways within both limits."""
@@ -60,6 +61,8 @@ class Shares:
         """Other rows in the place of some of these."""
         for field, new in vars(others).items():
             old = getattr(self, field)
+            if field == "closings":
+                continue
             if old.ndim == 1:
                 old[rows] = new
                 continue
@@ -75,18 +78,20 @@ class Shares:
             gpu=int(self.gpu[row, way]),
             streamed=int(self.streamed[row, way]),
             read_ahead=int(self.read_ahead[row, way]),
-            closing_gpu=bool(self.closing_gpu[row, way]),
+            closing=self.closings[int(self.closing[row, way])],
         )
 
 
 class Holder:
     """The figures of a problem's layers and of some of its devices, the head first, as arrays."""
 
-    def __init__(self, problem: Problem, names: Sequence[str]) -> None:
+    def __init__(self, problem: Problem, names: Sequence[str], most_closing: int = 1) -> None:
+        """most_closing: places' worth of layers that the last window may have."""
         self.problem, self.names = problem, tuple(names)
         self.devices = [problem.devices[name] for name in names]
-        self.closing = problem.of.places[-2], problem.of.places[-1]
+        self.tails = tuple(reversed(problem.of.places[1:-1]))[:most_closing]  # the shortest window first
         of = problem.of
+        self.closings = closings(self.devices[0], of)
         self._weights, cache = np.array(of.weights.prefix), np.array(of.cache.prefix)
         self._cache, self._kept = cache, self._weights + cache
         self._largest = _largest(of.model.layer_bytes)
@@ -100,23 +105,34 @@ class Holder:
         self._hop_overhead = np.array([one.profile.hop_overhead_s for one in self.devices])
         self._shared = np.array([float(one.gpu_shares) for one in self.devices])
         self._speed = np.array([one.disk for one in self.devices])
-        # what is left beside the closing window, which the head has on its CPU or on its GPU
+        # what is left beside the closing window
         self._left = np.array(
-            [[self._beside(one, on_gpu) for on_gpu in (False, True)] for one in self.devices]
+            [
+                [[self._beside(one, at, how) for how in self.closings] for at in self.tails]
+                for one in self.devices
+            ]
         )
+        self._closing_buffer = np.array(
+            [[max(of.model.layer_bytes[at:]) * how.streamed for how in self.closings] for at in self.tails],
+            dtype=np.float64,
+        )
+        self._closing_gpu = np.array([how.gpu for how in self.closings])
+        self._mixes = problem.mixes
 
-    def _beside(self, device: DeviceCosts, on_gpu: bool) -> tuple[float, float, float, float]:
-        """Bytes of RAM, VRAM and disk, and the seconds that the closing window takes."""
+    def _beside(
+        self, device: DeviceCosts, first: int, how: Closing
+    ) -> tuple[float, float, float, float, float]:
+        """Bytes of RAM, VRAM and disk, and the seconds that the closing window and its disk take."""
         left = float(device.profile.memory_budget), float(device.gpu_budget), float(device.profile.disk_free)
         if device.profile.device != self.problem.head:
-            return *left, 0.0
-        if on_gpu and device.gpu is None:
-            return -1.0, -1.0, -1.0, 0.0
-        first, last = self.closing
-        gpu_layers = last - first if on_gpu else 0
-        own = visit(device, self.problem.of, Hop(device="", first=first, last=last, gpu_layers=gpu_layers))
+            return *left, 0.0, 0.0
+        last = self.problem.model.n_layers
+        own = visit(device, self.problem.of, how.hop(device.profile.device, first, last))
+        if not np.isfinite(own.disk):
+            return -1.0, -1.0, -1.0, 0.0, 0.0
         stored = self.problem.of.weights.of(first, last) + self.problem.model.output_bytes
-        return left[0] - own.memory, left[1] - own.gpu_memory, left[2] - stored, own.compute
+        seconds = own.compute + own.stall, own.disk
+        return left[0] - own.memory, left[1] - own.gpu_memory, left[2] - stored, *seconds
 
     def shares(self, asked: Asked) -> Shares:
         return _Batch(self, asked).shares()
@@ -131,9 +147,12 @@ class _Batch:
         self.first, self.last = asked.first[asked.row], asked.last[asked.row]
         self.rooms = self.last - self.first
         self.total = self.rooms.sum(axis=1)
+        self.windows = (self.rooms > 0).sum(axis=1)
+        tail = asked.tail[asked.row]
         self.gpu = np.minimum(asked.gpu, self.total)
-        left = holder._left[self.device, asked.closing_gpu.astype(np.int64)]
-        self.memory, self.gpu_memory, self.disk_free, self.fixed = left.T
+        left = holder._left[self.device, tail, asked.closing]
+        self.memory, self.gpu_memory, self.disk_free, self.fixed, self.reading = left.T
+        self.closing_buffer = np.where(self.device == 0, holder._closing_buffer[tail, asked.closing], 0.0)
         self.cpu = spread_many(self.total - self.gpu, self.rooms)
         self.on_gpu = self.rooms - self.cpu
 
@@ -144,8 +163,11 @@ class _Batch:
         fits &= (weights[self.last] - weights[self.first]).sum(axis=1) <= self.disk_free
         fits &= (holder._speed[self.device] > 0) | (streamed == 0)
         busy, disk = self._seconds(spread_many(streamed, self.cpu))
-        busy = busy + self.fixed
-        windows = self.rooms.shape[1] + (self.device == 0)  # the head has the closing one besides
+        busy, disk = busy + self.fixed, disk + self.reading
+        if not holder._mixes:
+            gpu = (self.gpu > 0) | ((self.device == 0) & holder._closing_gpu[asked.closing])
+            fits &= ~(gpu & ((streamed > 0) | (self.closing_buffer > 0)))
+        windows = self.windows + (self.device == 0)  # the head has the closing one besides
         stage = np.maximum(busy + windows * holder._hop_overhead[self.device], disk)
         shape = len(asked.device), int(asked.column.max(initial=0)) + 1
 
@@ -167,12 +189,13 @@ class _Batch:
             gpu=counts(self.gpu),
             streamed=counts(streamed),
             read_ahead=counts(asked.places),
-            closing_gpu=counts(asked.closing_gpu.astype(np.int64)) > 0,
+            closing=counts(asked.closing),
+            closings=holder.closings,
         )
 
     def _least_streamed(self) -> tuple[Counted, Truths]:
         """As few layers as memory demands, in some window as many as the buffer has places; and what fits."""
-        rounds, places = self.rooms.shape[1], self.asked.places
+        rounds, places = self.windows, self.asked.places
         step = float(max(self.of.model.layer_bytes))
         least = np.where(places > 0, (places - 1) * rounds + 1, 0)
         most = np.where(places > 0, self.total - self.gpu, 0)
@@ -200,7 +223,8 @@ class _Batch:
         on_gpu = (kept[first_streamed] - before + overhead * (self.on_gpu[of] > 0)).sum(axis=1)
         taken = before - kept[first] + cache[last] - cache[first_streamed]
         buffer = self.holder._largest[first_streamed, last].max(axis=1) * self.asked.places[of]
-        taken = taken.sum(axis=1) + overhead * self.rooms.shape[1] + buffer
+        buffer = np.maximum(buffer, self.closing_buffer[of])
+        taken = taken.sum(axis=1) + overhead * self.windows[of] + buffer
         return taken + on_gpu * self.holder._shared[self.device[of]], on_gpu
 
     def _seconds(self, streamed: Counted) -> tuple[Grid, Grid]:
@@ -211,7 +235,7 @@ class _Batch:
         on_cpu = cpu[device, first_gpu] - cpu[device, self.first]
         on_cpu = on_cpu + cpu[device, self.last] - cpu[device, first_streamed]
         compute = on_cpu + gpu[device, first_streamed] - gpu[device, first_gpu]
-        run = holder._cpu_run[device] + holder._gpu_run[device] * (self.on_gpu > 0)
+        run = holder._cpu_run[device] * (self.rooms > 0) + holder._gpu_run[device] * (self.on_gpu > 0)
         if not streamed.any():
             return (compute + run).sum(axis=1), np.zeros(len(compute))
         speed = np.where(holder._speed > 0, holder._speed, 1.0)[device]

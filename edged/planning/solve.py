@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from edged.errors import PlanError
@@ -43,6 +43,8 @@ class Wishes:
     workload: Workload = TYPICAL
     any_head: bool = False  # the head is chosen too; else it is the cluster's
     keeps_head: bool = False  # also of the solver `single`, which otherwise takes the best device
+    roughly: bool = False  # a good ring will do, if it takes a fraction of the time
+    mixes: bool = True  # devices may stream layers while they have others on their GPUs
     rounds: int | None = None  # how often the ring comes by each device; None: the solver chooses
 
 
@@ -52,11 +54,12 @@ def solve(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingC
         raise PlanError(f"the solver {wishes.solver} has its own rounds; leave out --rounds, or the solver")
     found = _found(cluster, model, wishes)
     disks = any(device.disk_sequential > 0 for device in cluster.devices)
-    if model.can_stream_output and disks and all(_head_streams(ring) for ring in found):
+    whole = wishes.solver == "overlap"  # it decides by itself whether the output matrix is streamed
+    if model.can_stream_output and disks and not whole and all(_head_streams(ring) for ring in found):
         model = model.streaming_output()
         found += _found(cluster, model, wishes)
     if not found:
-        problem = Problem(cluster, model, for_ring(wishes.context), wishes.workload)
+        problem = Problem(cluster, model, for_ring(wishes.context), wishes.workload, wishes.mixes)
         raise PlanError(refusal(problem, wishes.solver, wishes.rounds))
     return min(found, key=lambda cost: cost.goal(wishes.objective))
 
@@ -117,18 +120,15 @@ def _best_alone(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) ->
 
 def _with_head(cluster: ClusterProfile, model: ModelProfile, wishes: Wishes) -> RingCost | None:
     """A ring keeps its context in other chunks than a device alone."""
-    alone = Problem(cluster, model, decided(wishes.context), wishes.workload)
-    in_ring = Problem(cluster, model, for_ring(wishes.context), wishes.workload)
+    alone = Problem(cluster, model, decided(wishes.context), wishes.workload, wishes.mixes)
+    in_ring = replace(alone, context=for_ring(wishes.context))
     found: list[RingCost | None] = []
     may_be_alone = wishes.rounds is None or not best.can_share(alone)
     if wishes.solver in ("overlap", "single") and may_be_alone:
         found.append(Windows(alone, wishes.objective).alone())
         found.append(Windows(in_ring, wishes.objective).alone())  # smaller chunks take less memory
     if wishes.solver == "overlap":
-        found.append(best.best_ring(in_ring, wishes.objective, wishes.rounds))
-        if wishes.rounds is None and best.can_share(in_ring) and not best.regular(in_ring):
-            # Where layers differ the search is not exact, so the others may be luckier.
-            found += [other(in_ring, wishes.objective) for other in _OTHERS.values()]
+        found.append(best.best_ring(in_ring, wishes.objective, wishes.rounds, wishes.roughly))
     elif wishes.solver != "single":
         found.append(_OTHERS[wishes.solver](in_ring, wishes.objective))
     return min(

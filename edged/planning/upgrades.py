@@ -1,16 +1,16 @@
-"""What would help most: the plan made again with one thing bought, for every such thing."""
+"""What would help most: the plan made again with one thing bought or another head, for every such thing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from edged.errors import PlanError
 from edged.planning.cost import RingCost
 from edged.planning.model_profile import ModelProfile
 from edged.planning.profile import ClusterProfile, DeviceProfile, LinkProfile
-from edged.planning.runnable import MOST_SOLVED, solve_runnable
+from edged.planning.runnable import solve_runnable
 from edged.planning.solve import Wishes
 from edged.planning.uneven import alike
 
@@ -19,14 +19,15 @@ FAST_DISK = 3e9  # bytes per second: a common NVMe disk
 CABLE_LATENCY = 0.0004  # seconds through gRPC, TLS and a gigabit switch
 CABLE_BANDWIDTH = 117e6  # bytes per second: gigabit Ethernet's payload
 LEAST_GAIN = 0.01  # of the whole, below which nothing is worth mentioning
+HEAD_GAIN = 0.1  # the same of another head, which a user may have reasons against
 MOST_IDEAS = 3  # looked at with every layer as it is
-ROUGHLY = 4  # rings to find which they are
+MOST_HEADS = 1  # the same of other heads
 MOST_DEVICES = 16  # of a cluster; above, only those are looked at that hold the ring up most
 
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """Something to buy, and what a token takes less with it."""
+    """Something to buy or to change, and what a token takes less with it."""
 
     device: str
     what: str  # "8 GB more in nuc"
@@ -38,6 +39,7 @@ class _Idea:
     device: str
     what: str
     changed: ClusterProfile  # with it
+    gain: float = LEAST_GAIN  # of the whole, that it must bring
 
 
 def upgrades(
@@ -46,25 +48,28 @@ def upgrades(
     """The upgrades worth having, the best first. `ring`: what `wishes` give for `cluster` as it is."""
     ideas = list(_ideas(ring, cluster))
     if model.boundaries and wishes.solver == "overlap":
-        ideas = _promising(ideas, alike(model), wishes)
+        heads = [] if wishes.any_head else list(_heads(ring, cluster))
+        ideas = _promising(ideas, alike(model), wishes, MOST_IDEAS)
+        ideas += _promising(heads, alike(model), wishes, MOST_HEADS)
     now = ring.goal(wishes.objective)
     found = []
     for idea in ideas:
         then = _goal(idea, model, wishes)
-        if now - then > LEAST_GAIN * now:
+        if now - then > idea.gain * now:
             found.append(Upgrade(device=idea.device, what=idea.what, saves_ms=1e3 * (now - then)))
     return tuple(sorted(found, key=lambda upgrade: -upgrade.saves_ms))
 
 
-def _promising(ideas: list[_Idea], model: ModelProfile, wishes: Wishes) -> list[_Idea]:
+def _promising(ideas: list[_Idea], model: ModelProfile, wishes: Wishes, most: int) -> list[_Idea]:
     """The best few as if all layers were the average one: that is many times quicker to solve."""
-    goals = [(_goal(idea, model, wishes, ROUGHLY), i) for i, idea in enumerate(ideas)]
-    return [ideas[i] for goal, i in sorted(goals)[:MOST_IDEAS] if goal < inf]
+    rough = replace(wishes, roughly=True)
+    goals = [(_goal(idea, model, rough), i) for i, idea in enumerate(ideas)]
+    return [ideas[i] for goal, i in sorted(goals)[:most] if goal < inf]
 
 
-def _goal(idea: _Idea, model: ModelProfile, wishes: Wishes, most: int = MOST_SOLVED) -> float:
+def _goal(idea: _Idea, model: ModelProfile, wishes: Wishes) -> float:
     try:
-        return solve_runnable(idea.changed, model, wishes, most).goal(wishes.objective)
+        return solve_runnable(idea.changed, model, wishes).goal(wishes.objective)
     except PlanError:  # more of something never hurts, but a given assignment may not profit
         return inf
 
@@ -80,6 +85,13 @@ def _ideas(ring: RingCost, cluster: ClusterProfile) -> Iterator[_Idea]:
             yield _Idea(device.device, f"an NVMe disk in {device.name}", cluster.with_device(faster))
         if (wired := _wired(cluster, device)) is not None:
             yield _Idea(device.device, f"a cable to {device.name}", wired)
+
+
+def _heads(ring: RingCost, cluster: ClusterProfile) -> Iterator[_Idea]:
+    for device in _worth_looking_at(ring, cluster):
+        if device.device != cluster.head:
+            what = f"{device.name} as the head (--head {device.name})"
+            yield _Idea(device.device, what, cluster.with_head(device.device), HEAD_GAIN)
 
 
 def _worth_looking_at(ring: RingCost, cluster: ClusterProfile) -> list[DeviceProfile]:

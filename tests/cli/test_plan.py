@@ -90,6 +90,35 @@ def test_text_names_devices_and_says_what_would_help(capsys: pytest.CaptureFixtu
     assert "mini-1" in out and "ms a token" in out and "would help: 8 GB more in" in out
 
 
+def two(tmp_path: Path, head: str, other: str) -> str:
+    """A cluster of two devices by a gigabit switch, by the names of their profiles."""
+    cluster = tmp_path / "two.toml"
+    cluster.write_text(
+        'head = "head"\n[network]\nlatency_ms = 0.4\nmbit_s = 940\n'
+        f'[[device]]\nid = "head"\nprofile = {head}\n[[device]]\nid = "other"\nprofile = {other}\n'
+    )
+    return str(cluster)
+
+
+def test_a_better_head_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = two(tmp_path, '"nas-ryzen-r1600-8gb"', '"desktop-rtx-4090-24gb"')
+    args = ["plan", "--cluster", cluster, "--model", "llama-3-8b", "--parallel", "1"]
+    assert "would help: other as the head (--head other) saves" in run(capsys, *args)[1]
+    assert "as the head" not in run(capsys, *args, "--head", "any")[1]
+
+
+def test_a_head_streams_what_it_must_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    big = '"desktop-ryzen-5600-32gb"\nmemory_gib = 60\ndisk_free_gb = 900'
+    args = ["--model", "llama-3-70b", "--parallel", "1"]
+    cluster = two(tmp_path, '"raspberry-pi-5-8gb"\nmemory_gib = 1.5', big)
+    ring = json.loads(run(capsys, "plan", "--cluster", cluster, *args, "--json")[1])["ring"]
+    assert ring[-1]["device"] == "head" and ring[-1]["streamed"] == 1
+    cluster = two(tmp_path, '"raspberry-pi-5-8gb"\nmemory_gib = 0.9', big)
+    code, _, err = run(capsys, "plan", "--cluster", cluster, *args)
+    assert code == 1 and err.count("\n") == 1
+    assert "head is too small to be the head" in err and "0.90 GiB; choose another head" in err
+
+
 @pytest.mark.parametrize(
     ("cluster", "model", "flags"),
     [

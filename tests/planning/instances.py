@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import combinations, permutations, product
+from itertools import combinations, pairwise, permutations, product
 
 from edged.planning.cost import Problem, RingCost, Share, ring_cost, share
-from edged.planning.deal import Deal, hops_of_windows, ring_windows
+from edged.planning.deal import Deal, closings, hops_of_windows, ring_windows
 from edged.planning.device_costs import Workload
 from edged.planning.model_profile import LayerProfile, ModelProfile, TensorGroup
 from edged.planning.plan import ContextOptions, Hop, Objective
@@ -34,6 +34,11 @@ def random_problem(seed: int, *, uniform: bool) -> Problem:
             links += [_link(rng, f"d{a}", f"d{b}") for b in range(a)]
     one = _layer(rng)
     layers = tuple(one if uniform else _layer(rng) for _ in range(n_layers))
+    tensors = rng.choice([0, 1, 4])  # in a layer, all of a size; 0: not known
+    if tensors:
+        layers = tuple(
+            layer.model_copy(update={"largest_tensor": layer.nbytes // tensors}) for layer in layers
+        )
     cuts = tuple(range(1, n_layers))
     if not uniform and rng.random() < 0.4:
         cuts = tuple(sorted(rng.sample(cuts, rng.randint(1, len(cuts)))))
@@ -47,10 +52,10 @@ def random_problem(seed: int, *, uniform: bool) -> Problem:
         layer_bytes=tuple(layer.nbytes for layer in layers),
         layers=layers,
         embedding_bytes=0,
-        output_bytes=rng.randint(1, 20) * MIB,
+        output_bytes=rng.choice([rng.randint(1, 20), 80]) * MIB,
         kv_bytes_per_token_layer=max(layer.kv_bytes_per_token for layer in layers),
         n_ctx_train=4096,
-        streams_output=rng.random() < 0.3,
+        **{rng.choice(["can_stream_output", "streams_output", "recurrent"]): True},
     )
     cluster = ClusterProfile(head="d0", devices=devices, links=tuple(links))
     return Problem(cluster, model, CONTEXT, Workload(prompt=64, depth=128))
@@ -101,17 +106,72 @@ def _layer(rng: random.Random) -> LayerProfile:
     return LayerProfile(groups=(group,), kv_bytes_per_token=rng.randint(0, 4096))
 
 
-def brute_force(
-    problem: Problem, objective: Objective, rounds: Sequence[int], alone: bool = True
-) -> float | None:
-    """The best goal of all rings: every order, every deal of layers, GPU, streaming and buffer."""
-    return min((cost.goal(objective) for cost in _rings(problem, rounds, alone)), default=None)
+def brute_force(problem: Problem, objective: Objective) -> float | None:
+    """The best goal of all rings there are.
+
+    The head has the first place's worth of layers and the last; each other may be anybody's. Of each window
+    any layers are on the GPU, any streamed, with any read-ahead.
+    """
+    places, head = problem.of.places, problem.head
+    known: dict[tuple[str, tuple[tuple[int, int], ...]], list[tuple[Share, tuple[Hop, ...]]]] = {}
+    goals = []
+    for inner in product(problem.devices, repeat=max(0, len(places) - 3)):
+        owners = (head, *inner, head)[: len(places) - 1]
+        windows: list[tuple[str, int, int]] = []
+        for owner, (first, last) in zip(owners, pairwise(places), strict=True):
+            joined = bool(windows) and windows[-1][0] == owner
+            windows.append((owner, windows.pop()[1] if joined else first, last))
+        held = []
+        for name in dict.fromkeys(owners):
+            own = tuple((first, last) for owner, first, last in windows if owner == name)
+            if (name, own) not in known:
+                known[name, own] = _not_beaten(_any_holdings(problem, name, own))
+            held.append(known[name, own])
+        for picked in product(*held):
+            hops = sorted((hop for _, hops in picked for hop in hops), key=lambda hop: hop.first)
+            goals.append(ring_cost(problem, hops).goal(objective))
+    return min(goals, default=None)
 
 
-def _rings(problem: Problem, rounds: Sequence[int], alone: bool) -> Iterator[RingCost]:
+def _any_holdings(
+    problem: Problem, name: str, windows: Sequence[tuple[int, int]]
+) -> list[tuple[Share, tuple[Hop, ...]]]:
+    costs = problem.devices[name]
+    found = []
+    for hops in product(*(_any_hops(problem, name, first, last) for first, last in windows)):
+        cost = share(costs, problem.of, hops)
+        if cost.fits:
+            found.append((cost, hops))
+    return found
+
+
+def _any_hops(problem: Problem, name: str, first: int, last: int) -> list[Hop]:
+    costs, model, n = problem.devices[name], problem.model, last - first
+    output = (False, True) if last == model.n_layers and model.can_stream_output else (False,)
+    return [
+        Hop(
+            device=name,
+            first=first,
+            last=last,
+            gpu_layers=gpu,
+            streamed=streamed,
+            read_ahead=places,
+            streams_output=streams and gpu == 0,
+        )
+        for gpu in (range(n + 1) if costs.gpu else (0,))
+        for streamed in (range(n - gpu + 1) if costs.disk else (0,))
+        for places in (range(1, streamed + 1) if streamed else (0,))
+        for streams in output
+    ]
+
+
+def brute_force_of_rounds(problem: Problem, objective: Objective, rounds: Sequence[int]) -> float | None:
+    """The best goal of rings of several devices in which layers are dealt out evenly over the rounds."""
+    return min((cost.goal(objective) for cost in _rings(problem, rounds)), default=None)
+
+
+def _rings(problem: Problem, rounds: Sequence[int]) -> Iterator[RingCost]:
     n, places, head = problem.model.n_layers, problem.of.places, problem.head
-    for _, hops in _holdings(problem, head, ((0, n),), None) if alone else ():
-        yield ring_cost(problem, hops)
     if len(places) < 3:
         return
     closing = (places[-2], n)
@@ -167,11 +227,8 @@ def _holdings(
     costs = problem.devices[name]
     n = sum(last - first for first, last in windows)
     found = []
-    for on_gpu in (False, True) if closing and costs.gpu else (False,):
-        tail: tuple[Hop, ...] = ()
-        if closing:
-            first, last = closing
-            tail = (Hop(device=name, first=first, last=last, gpu_layers=(last - first) * on_gpu),)
+    tails = [(how.hop(name, *closing),) for how in closings(costs, problem.of)] if closing else [()]
+    for tail in tails:
         for gpu in range(n + 1) if costs.gpu else (0,):
             for streamed in range(n - gpu + 1) if costs.disk else (0,):
                 for places in range(1, streamed + 1) if streamed else (0,):

@@ -9,61 +9,73 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.planning import baselines, halda
+from edged.planning import baselines, halda, overlap
 from edged.planning.best import best_ring, can_share
 from edged.planning.cost import Problem, RingCost, ring_cost
 from edged.planning.plan import Hop, Objective, Plan
 from edged.planning.solve import Wishes, make_plan, solve
-from tests.planning.instances import CONTEXT, brute_force, brute_force_of_cuts, random_problem
+from tests.planning.instances import (
+    CONTEXT,
+    brute_force,
+    brute_force_of_cuts,
+    brute_force_of_rounds,
+    random_problem,
+)
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput")
-ROUNDS_PAY = (1850, 2123, 2520, 3010)  # seeds; with so few layers this is rare
+ROUNDS_PAY = (610, 1850, 2279, 2719, 3010, 3290)  # seeds; with so few layers this is rare
 
 
-@pytest.mark.parametrize(
-    "seeds", [*(range(50 * block, 50 * (block + 1)) for block in range(6)), ROUNDS_PAY], ids=str
-)
+@pytest.mark.parametrize("seeds", [range(100 * block, 100 * (block + 1)) for block in range(4)], ids=str)
+@pytest.mark.parametrize("mixes", [True, False], ids=["mixing", "runnable"])
+@pytest.mark.parametrize("uniform", [True, False], ids=["alike", "differing"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_equals_brute_force_where_layers_are_alike(objective: Objective, seeds: Sequence[int]) -> None:
+def test_equals_brute_force(objective: Objective, uniform: bool, mixes: bool, seeds: Sequence[int]) -> None:
     for seed in seeds:
-        problem = random_problem(seed, uniform=True)
+        problem = replace(random_problem(seed, uniform=uniform), mixes=mixes)
         ring = best_ring(problem, objective)
-        best = brute_force(problem, objective, rounds=(1, 2, 3))
+        best = brute_force(problem, objective)
         found = None if ring is None else ring.goal(objective)
         assert found == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+        assert ring is None or ring.fits
+
+
+@pytest.mark.parametrize("mixes", [True, False], ids=["mixing", "runnable"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_counts_equal_brute_force_where_layers_are_alike(objective: Objective, mixes: bool) -> None:
+    """What large problems begin with: layers dealt out evenly over the rounds."""
+    rings = 0
+    for seed in (*range(200), *ROUNDS_PAY):
+        problem = replace(random_problem(seed, uniform=True), mixes=mixes)
+        if not can_share(problem):
+            continue
+        ring = overlap.best_ring(problem, objective)
+        best = brute_force_of_rounds(problem, objective, rounds=(1, 2, 3))
+        found = None if ring is None else ring.goal(objective)
+        assert found == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+        rings += ring is not None
+    assert rings > 30
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_equals_brute_force_with_rounds_given(rounds: int) -> None:
+def test_is_no_worse_than_brute_force_with_rounds_given(rounds: int) -> None:
     rings = 0
     for seed in range(100):
         problem = random_problem(seed, uniform=True)
         if not can_share(problem):
             continue
         ring = best_ring(problem, "latency", rounds)
-        best = brute_force(problem, "latency", rounds=(rounds,), alone=False)
-        found = None if ring is None else ring.goal("latency")
-        assert found == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+        best = brute_force_of_rounds(problem, "latency", rounds=(rounds,))
+        assert (ring is None) == (best is None), seed
+        assert ring is None or best is None or ring.goal("latency") <= best * (1 + 1e-9), seed
         rings += ring is not None and ring.rounds == rounds
     assert rings > 10
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_is_no_worse_than_any_single_round_where_layers_differ(objective: Objective) -> None:
-    for seed in range(100):
-        problem = random_problem(seed, uniform=False)
-        ring = best_ring(problem, objective)
-        best = brute_force(problem, objective, rounds=(1,))
-        if best is not None:
-            assert ring is not None and ring.goal(objective) <= best * (1 + 1e-9), seed
-        if ring is not None:
-            assert ring.fits, seed
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_equals_brute_force_of_several_rounds_where_layers_differ(objective: Objective) -> None:
+def test_is_no_worse_than_brute_force_of_several_rounds_where_layers_differ(objective: Objective) -> None:
     rings = 0
-    for seed in range(100):
+    for seed in range(200):
         problem = random_problem(seed, uniform=False)
         if not can_share(problem):
             continue
@@ -74,20 +86,31 @@ def test_equals_brute_force_of_several_rounds_where_layers_differ(objective: Obj
         ]
         best = brute_force_of_cuts(problem, objective, (2, 3))
         goal = min((ring.goal(objective) for ring in found), default=None)
-        assert goal == (best if best is None else pytest.approx(best, rel=1e-9)), seed
+        assert (goal is None) == (best is None), seed
+        assert goal is None or best is None or goal <= best * (1 + 1e-9), seed
         rings += best is not None
     assert rings > 10
 
 
 def test_instances_ask_something_of_the_solver() -> None:
     """Else equality with brute force would mean little."""
-    rings = [best_ring(random_problem(seed, uniform=True), "latency") for seed in (*range(300), *ROUNDS_PAY)]
+    rings = [
+        best_ring(random_problem(seed, uniform=uniform), objective)
+        for uniform in (True, False)
+        for objective in OBJECTIVES
+        for seed in range(300)
+    ]
     found = [ring for ring in rings if ring is not None]
-    assert len(found) > 150
-    assert sum(len(ring.shares) > 1 for ring in found) > 30
-    assert sum(any(hop.streamed for hop in ring.hops) for ring in found) > 30
-    assert sum(any(hop.gpu_layers for hop in ring.hops) for ring in found) > 30
-    assert sum(len(ring.hops) > len(ring.shares) + 1 for ring in found) >= len(ROUNDS_PAY)
+    assert len(found) > 500
+    assert sum(len(ring.shares) > 1 for ring in found) > 200
+    assert sum(any(hop.streamed for hop in ring.hops) for ring in found) > 100
+    assert sum(any(hop.gpu_layers for hop in ring.hops) for ring in found) > 100
+    assert sum(ring.hops[-1].streams_output for ring in found) > 5
+    closings = [ring.hops[-1] for ring in found if len(ring.hops) > 1]
+    assert sum(hop.n_layers > 1 for hop in closings) > 20
+    assert sum(hop.streamed > 0 for hop in closings) > 20
+    assert sum(0 < hop.gpu_layers < hop.n_layers for hop in closings) > 5
+    assert sum(len(ring.hops) > len(ring.shares) + 1 for ring in found) > 5
 
 
 @settings(max_examples=60, deadline=None)
@@ -148,9 +171,7 @@ def test_is_never_worse_than_what_others_do(objective: Objective) -> None:
             cost = rival(problem, objective)
             if cost is None or not cost.fits:
                 continue
-            # Their windows need not be dealt evenly, which for two or three layers a round may be luckier.
-            slack = 1.0 if len(cost.hops) <= len(cost.shares) + 1 else 1.1
-            assert best is not None and best.goal(objective) <= cost.goal(objective) * slack * (1 + 1e-9)
+            assert best is not None and best.goal(objective) <= cost.goal(objective) * (1 + 1e-9)
             compared += 1
     assert compared > 60
 

@@ -43,10 +43,11 @@ def test_costs_are_those_of_the_cost_model(rounds: int) -> None:
             device=np.array([one[0] for one in asked]),
             first=np.array([one[1] for one in asked]),
             last=np.array([one[2] for one in asked]),
+            tail=np.zeros(len(asked), dtype=np.int64),
             row=np.arange(len(asked)),
             column=np.zeros(len(asked), dtype=np.int64),
             gpu=np.array([one[3] for one in asked]),
-            closing_gpu=np.zeros(len(asked), dtype=bool),
+            closing=np.zeros(len(asked), dtype=np.int64),
             places=np.array([one[4] for one in asked]),
         )
     )
