@@ -70,7 +70,7 @@ def test_a_cache_that_takes_the_layers_room_is_refused() -> None:
 
 def test_what_no_disk_could_help_is_refused_with_numbers() -> None:
     with pytest.raises(PlanError, match=r"would need .* GiB even if it read all its layers from disk"):
-        plan([device("a", memory=200 * MIB)])
+        plan([device("a", memory=160 * MIB)])
 
 
 def test_a_full_disk_is_said() -> None:
