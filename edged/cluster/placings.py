@@ -21,7 +21,7 @@ PAGE = 4096  # bytes: what is read begins and ends on one
 # filled each time, and may be as much as leaves what is read for a token within a tenth of the least. All are
 # one part in so many.
 AHEAD_OF_ONE_VISIT = 32
-AHEAD_OF_VISITS = 11  # with the slice that is computed with
+AHEAD_OF_VISITS = 14  # with the slice that is computed with
 AHEAD_OF_SLICE = 8  # at least
 
 

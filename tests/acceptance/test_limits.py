@@ -18,7 +18,7 @@ LIMIT = "700M"
 @pytest.fixture(scope="module")
 def unequal(shared_home: Home) -> Iterator[Cluster]:
     """A head, and a worker with little memory, one core and 100 Mbit/s."""
-    head = shared_home.device("head").start_daemon(*FLAGS)
+    head = shared_home.device("head").start_daemon(*FLAGS, "--rounds", "1")  # a ring, whatever it is worth
     head.wait_started()
     import_bundled(head)
     try:

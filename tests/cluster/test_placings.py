@@ -42,7 +42,7 @@ def test_a_device_gets_its_windows_layers_and_one_read_ahead(tmp_path: Path) -> 
     largest = max(whole_pages(tensor.nbytes) for tensor in layers[0].tensors)
     room = 2 * layers[0].weight_bytes  # what the plan has for reading ahead
     read = 3 * layers[0].weight_bytes - (room - largest - largest // 8)
-    assert {one.read_ahead for one in mine.values()} == {max(largest + largest // 8, read // 11)}
+    assert {one.read_ahead for one in mine.values()} == {max(largest + largest // 8, read // 14)}
     spare = room - mine[0].read_ahead
     assert [mine[0].spare, mine[2].spare] == [spare * 2 // 3, spare // 3]  # by streamed layers
     other = placings_of(plan, "a", manifest)[1]
