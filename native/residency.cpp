@@ -277,6 +277,8 @@ void Residency::stream(const std::vector<int64_t>& layers, uint64_t spare) {
         for (size_t i = 0; i < layers_.size(); ++i) {
             if (!layers_[i].streamable().at_home()) streamed_.insert(static_cast<int64_t>(i));
         }
+        point_wholes();
+        moved_ = true;
         make_units();
         throw;
     }

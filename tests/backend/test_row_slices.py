@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edged.errors import WindowError
 from tests.backend.bench import CUTS, PROMPT, SHAPE, STEPS, MakeBench
 from tests.models.architectures import FAMILIES
 
@@ -98,4 +100,20 @@ def test_a_spoiled_slice_is_noticed_and_made_again(make_bench: MakeBench) -> Non
         content = bytearray(image.read_bytes())
         content[len(content) // 2] ^= 1
         image.write_bytes(content)
+    bench.check()
+
+
+@pytest.mark.parametrize("slice_bytes", [SLICE, 2**22], ids=["slices", "whole"])
+def test_what_could_not_be_moved_is_computed_all_the_same(slice_bytes: int, make_bench: MakeBench) -> None:
+    bench = make_bench(slice_bytes=slice_bytes)
+    bench.load([0, 6], range(6))
+    images = sorted(bench.images.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    bench.close()
+    for image in images[2:]:  # the first layers can go, the others cannot
+        image.unlink()
+        Path(image).mkdir()
+    bench.load([0, 6], [])
+    with pytest.raises(WindowError):
+        bench.windows[0].stream(range(6))
+    assert bench.windows[0].residency.streamed > 0
     bench.check()
