@@ -134,7 +134,8 @@ def assert_good_guests(devices: Sequence[Device]) -> None:
 def assert_least_is_read(cluster: Cluster, plan: Plan, read: Sequence[float]) -> None:
     catalogue = Catalogue(cluster.head.place.home)
     profile = model_profile(catalogue.find(MODEL))
-    budgets = {member.device: member.memory_budget for member in cluster.head.status().members}
+    assert plan.expected is not None  # by what was free when it was made: that goes up and down
+    budgets = {one.device: one.memory + one.memory_left for one in plan.expected.devices}
     for daemon, bytes_read in zip(cluster.daemons, read, strict=True):
         device = daemon.status().device
         least = least_per_token(profile, plan, device, budgets[device])
