@@ -32,6 +32,8 @@ class ImageFile {
     // Whether there is an image of this layout; opens it. The parts' content is not looked at. Some file
     // systems refuse direct reads only when they are asked for one.
     bool open() { return open(true) || open(false); }
+    // Whether it has been opened: what is read goes by that, even if the file has lost its name since.
+    bool is_open() const { return opened() != nullptr; }
     // Writes what `data_of` gives for each part, in order, under a temporary name, then opens it. What it
     // gives has to last until it is asked again. Throws WindowFailure.
     void write(const std::function<const char*(size_t part)>& data_of);

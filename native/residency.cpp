@@ -179,7 +179,8 @@ void Residency::add_layer(std::vector<Weight*> weights, const std::string& image
 
 void Residency::send_out(Layer& layer, const LayerWeights::Parts& kept, const Files& files) {
     LayerWeights& out = layer.streamable();
-    if (!out.image().open()) out.make_image(files());
+    // Not where it has been opened: a lost one is made again when it is missed, and not when memory is short.
+    if (!out.image().is_open() && !out.image().open()) out.make_image(files());
     out.leave_home(kept);
     if (!layer.experts) {
         for (size_t i = 0; i < out.weights().size(); ++i) {

@@ -264,6 +264,20 @@ def test_lost_experts_are_made_again_or_the_run_fails(make_bench: MakeBench, tmp
     bench.check()
 
 
+@pytest.mark.parametrize("read_ahead", [0, 2**20, 2**22])
+def test_experts_whose_images_are_lost_may_still_change_places(
+    read_ahead: int, make_bench: MakeBench
+) -> None:
+    bench = make_bench("qwen3moe", "Q4_0", read_ahead, MIXTURE)
+    bench.load([0, 4], [2, 3])
+    bench.check()
+    for image in bench.images.iterdir():
+        image.unlink()
+    for streamed in ([2, 3], [1, 2, 3], [3], [2, 3]):
+        bench.windows[0].stream(streamed)
+        bench.check()
+
+
 def spoil(images: Path) -> None:
     """Writes over all of every image but its header, in place."""
     for image in images.iterdir():
